@@ -1,0 +1,74 @@
+# Every target works from a fresh clone: the stamp file makes .venv once, and again when the pins change.
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?=
+TTS_LIMIT ?= 4000
+NBMAKE_TIMEOUT ?= 1200
+PYTEST_FLAGS ?=
+
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup apt-lists run test lab study figures slides bench demo check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# pip is upgraded first: the resolver of pip 23 was seen to backtrack for 20 minutes.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is older than Python 3.10: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --editable '.[lab,test]' --constraint constraints.txt
+	@touch $@
+
+setup: $(INSTALLED) ## make the environment in .venv
+
+# Debian's package lists, where this machine has none yet and we may fetch them.
+apt-lists:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1; \
+		then apt-get update -qq || echo "apt-get update failed: Debian sources will be missing" >&2; fi
+
+run: setup apt-lists ## weights, corpus, every notebook, figures and the closing table
+	$(PY) -m audiolm_utils weights
+	$(PY) -m audiolm_utils data --tts-limit $(TTS_LIMIT)
+	$(if $(NOTEBOOKS),$(PY) -m nbconvert --to notebook --execute --output-dir build/notebooks $(NOTEBOOKS))
+	$(PY) -m audiolm_utils figures
+	$(PY) -m audiolm_utils results
+
+test: setup apt-lists ## all tests, slow ones and notebooks included
+	$(PY) -m pytest tests $(if $(NOTEBOOKS),--nbmake --nbmake-timeout=$(NBMAKE_TIMEOUT) $(NOTEBOOKS)) $(PYTEST_FLAGS)
+
+lab: setup ## JupyterLab, opened on notebooks/
+	$(PY) -m jupyterlab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks
+
+study: setup apt-lists ## train and measure every pocket recipe, resumable; RECIPE=name for one
+	$(PY) -m audiolm_utils study $(RECIPE)
+
+figures: setup ## regenerate figures/
+	$(PY) -m audiolm_utils figures
+
+slides: setup ## the reveal.js deck of the notebooks in build/slides
+	$(PY) -m nbconvert --to slides --output-dir build/slides $(NOTEBOOKS)
+
+bench: setup ## the performance tables, ratios in one run
+	$(PY) -m audiolm_utils bench
+
+demo: setup ## the web demo
+	$(PY) -m pip install --quiet --editable '.[demo]' --constraint constraints.txt
+	$(PY) -m audiolm_utils demo
+
+check: setup ## ruff, format, types, notebooks
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) tools/check_notebooks.py $(NOTEBOOKS)
+
+clean: ## remove .venv, build/ and tool caches; downloaded weights and audio stay in the cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The command line and the web demo: the only room that talks to a person."""

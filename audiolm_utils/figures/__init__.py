@@ -1,0 +1,1 @@
+"""House style and every figure of the presentation."""

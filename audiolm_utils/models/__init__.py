@@ -1,0 +1,1 @@
+"""The audio language model, its parts, and the pinned pocket weights."""

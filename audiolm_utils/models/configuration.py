@@ -1,0 +1,66 @@
+"""The configuration of an audio language model: parts by reference, connector and adapters by value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from audiolm_utils.models.projector import ProjectorConfig
+
+ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+ALL_LINEAR_TARGETS = (*ATTENTION_TARGETS, "gate_proj", "up_proj", "down_proj")
+
+
+class AudioLMConfig(PreTrainedConfig):
+    """Configuration of [`AudioLMForConditionalGeneration`].
+
+    Attributes:
+        speech_model: where the frozen Whisper checkpoint comes from ("pocket:whisper-tiny.en", a folder, a hub id).
+        text_model: the same for the causal LLM.
+        speech_config, text_config: their configurations, so that shapes are known without weights.
+        projector: fields of [`ProjectorConfig`].
+        audio_token_id: the LLM's existing special token that stands for one audio token in a prompt.
+        pad_to_30s: encode Whisper's padded 30 s, as published checkpoints were trained, not the real length.
+        ctc_vocab_size: tokens of the CTC head; 0 leaves the head out.
+        compress: give the LLM CTC peaks instead of every audio token.
+        lora: peft LoraConfig fields for the LLM, or None.
+        speech_lora: the same for the speech encoder.
+    """
+
+    model_type = "audiolm"
+
+    speech_model: str | None = None
+    text_model: str | None = None
+    speech_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    projector: dict[str, Any] | None = None
+    audio_token_id: int = 0
+    pad_to_30s: bool = False
+    ctc_vocab_size: int = 0
+    compress: bool = False
+    lora: dict[str, Any] | None = None
+    speech_lora: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.speech_config = _as_config(self.speech_config, "whisper")
+        self.text_config = _as_config(self.text_config, "llama")
+        self.projector = self.projector_config.to_dict()
+        if self.compress and not self.ctc_vocab_size:
+            raise ValueError("compress needs a CTC head: set ctc_vocab_size to the number of its tokens")
+
+    @property
+    def projector_config(self) -> ProjectorConfig:
+        """The projector's configuration; raises on unknown fields."""
+        return ProjectorConfig(**(self.projector or {}))
+
+
+def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    fields = dict(config or {})
+    return CONFIG_MAPPING[fields.pop("model_type", default_type)](**fields)
+
+
+AutoConfig.register(AudioLMConfig.model_type, AudioLMConfig)

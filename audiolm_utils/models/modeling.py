@@ -1,0 +1,323 @@
+"""The audio language model: speech encoder, projector, optional CTC head, causal LLM with LoRA.
+
+Shape legend: B batch, S sequence, N audio tokens, D LLM width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, cached_file
+
+from audiolm_utils.models.configuration import AudioLMConfig
+from audiolm_utils.models.ctc import CTCHead
+from audiolm_utils.models.llm import add_lora, embedding_rms, is_adapter, load_llm
+from audiolm_utils.models.projector import Projector
+from audiolm_utils.models.splice import IGNORE_INDEX, splice
+from audiolm_utils.models.weights import resolve
+from audiolm_utils.models.whisper import SpeechEncoder
+
+FROZEN_PARTS = ("speech_encoder.", "language_model.")
+
+
+@dataclass
+class AudioLMOutput(ModelOutput):
+    """Losses and logits of one forward pass.
+
+    Attributes:
+        loss: scalar, LM loss plus weighted CTC loss; None without labels.
+        lm_loss, ctc_loss: its parts, detached scalars.
+        logits: (labelled positions, V) with labels, else (B, V) of each row's last position.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    lm_loss: torch.Tensor | None = None
+    ctc_loss: torch.Tensor | None = None
+
+
+@dataclass
+class AudioTokens:
+    """What the audio side gives the LLM: inputs (B, N, D), counts (B,), and where kept, a bool mask (B, N)."""
+
+    inputs: torch.Tensor
+    counts: torch.Tensor
+    keep: torch.Tensor | None
+    log_probs: torch.Tensor | None
+
+
+class AudioLMForConditionalGeneration(PreTrainedModel):
+    """SALMONN's recipe (Tang et al. 2024) on transformers: frozen encoder, trained projector, LLM with LoRA.
+
+    Frozen parts are kept by reference: `save_pretrained` writes the projector, the CTC head and the
+    adapters only, and `from_pretrained` loads the rest from `config.speech_model` and `config.text_model`.
+    """
+
+    config_class = AudioLMConfig
+    config: AudioLMConfig
+    main_input_name = "input_features"
+    supports_gradient_checkpointing = False
+
+    def __init__(
+        self,
+        config: AudioLMConfig,
+        speech_encoder: SpeechEncoder | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.speech_encoder = speech_encoder or SpeechEncoder(config.speech_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.speech_encoder.requires_grad_(False)
+        self.language_model.requires_grad_(False)
+        if config.lora:
+            add_lora(self.language_model, config.lora)
+        if config.speech_lora:
+            add_lora(self.speech_encoder, config.speech_lora)
+        embedding = self.language_model.get_input_embeddings()
+        width, rms = embedding.embedding_dim, embedding_rms(self.language_model)
+        self.projector = Projector(config.projector_config, self.speech_encoder.hidden_size, width, rms)
+        self.ctc = CTCHead(config.ctc_vocab_size, width, rms) if config.ctc_vocab_size else None
+        self.ctc_weight = 0.0
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Leave every part as it was made or loaded."""
+
+    @classmethod
+    def from_parts(
+        cls, config: AudioLMConfig, *, dtype: torch.dtype = torch.float32, ctc_token_ids: list[int] | None = None
+    ) -> AudioLMForConditionalGeneration:
+        """Build a model with loaded frozen parts and a fresh connector.
+
+        Shapes in `config` are replaced by those of the checkpoints that it names.
+        """
+        encoder = SpeechEncoder.from_whisper(resolve(config.speech_model))
+        llm = load_llm(resolve(config.text_model), dtype=dtype)
+        config.speech_config, config.text_config = encoder.config, llm.config
+        model = cls(config, encoder, llm)
+        if ctc_token_ids is not None and model.ctc is not None:
+            model.ctc.set_vocabulary(ctc_token_ids)
+        return model.eval()
+
+    # Saving and loading -----------------------------------------------------------------------------------
+
+    def own_state_dict(self) -> dict[str, torch.Tensor]:
+        """Connector and adapter tensors: everything but the frozen parts."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(FROZEN_PARTS) or is_adapter(k)}
+
+    def load_own_state_dict(self, state: dict[str, torch.Tensor], origin: str = "state dict") -> None:
+        """Load connector and adapters strictly.
+
+        Raises:
+            ValueError: keys are missing or unexpected, or a shape differs; all are listed with `origin`.
+        """
+        own = self.own_state_dict()
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        shapes = [
+            f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model"
+            for k in sorted(own.keys() & state.keys())
+            if state[k].shape != own[k].shape
+        ]
+        if missing or unexpected or shapes:
+            raise ValueError(
+                f"{origin} does not fit the model. Missing: {missing}. Unexpected: {unexpected}. "
+                f"Other shapes: {shapes}. Use the configuration it was saved with."
+            )
+        self.load_state_dict(state, strict=False)
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        *,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        is_main_process: bool = True,
+        dtype: torch.dtype | None = None,
+        **_: Any,
+    ) -> None:
+        """Write config.json and model.safetensors with connector and adapters; frozen parts stay references.
+
+        `dtype` (such as torch.float16) stores floating tensors in that type; loading casts them back.
+        """
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        own = self.own_state_dict()
+        tensors = {k: (state_dict or own)[k].detach().cpu().contiguous() for k in own}
+        if dtype is not None:
+            tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
+        save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, **kwargs: Any
+    ) -> AudioLMForConditionalGeneration:
+        """Load frozen parts by reference, then connector and adapters strictly, in eval mode.
+
+        Raises:
+            OSError: the folder or hub id has no config.json or model.safetensors.
+            ValueError: the weights do not fit the configuration.
+        """
+        name = str(pretrained_model_name_or_path)
+        config = kwargs.pop("config", None) or AudioLMConfig.from_pretrained(name, **kwargs)
+        model = cls.from_parts(config, dtype=dtype)
+        weights = cached_file(name, SAFE_WEIGHTS_NAME, **kwargs)
+        model.load_own_state_dict(load_file(weights), origin=str(weights))
+        return model.eval()
+
+    # Modes ------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> AudioLMForConditionalGeneration:
+        """Set training mode; frozen parts stay in eval mode, only their adapters follow."""
+        super().train(mode)
+        for part in (self.speech_encoder, self.language_model):
+            part.eval()
+            for name, module in part.named_modules():
+                if is_adapter(name):
+                    module.train(mode)
+        return self
+
+    # Computation ------------------------------------------------------------------------------------------
+
+    def embed_audio(
+        self,
+        input_features: torch.Tensor | None = None,
+        feature_lengths: torch.Tensor | None = None,
+        encoder_features: torch.Tensor | None = None,
+        encoder_lengths: torch.Tensor | None = None,
+    ) -> AudioTokens:
+        """Encode log-mel features (B, M, T), or take encoder features (B, F, E) as cached, and project them.
+
+        Lengths are mel frames for `input_features` and encoder frames for `encoder_features`.
+        """
+        if encoder_features is None:
+            if input_features is None or feature_lengths is None:
+                raise ValueError("give input_features with feature_lengths, or encoder_features with encoder_lengths")
+            encoder_features, encoder_lengths = self.speech_encoder(input_features, feature_lengths)
+        tokens, counts = self.projector(encoder_features.to(self.projector.norm.weight.dtype), encoder_lengths)
+        if self.ctc is None:
+            return AudioTokens(tokens, counts, None, None)
+        table = self.language_model.get_input_embeddings().weight
+        log_probs = self.ctc.log_probs(tokens, table)
+        if not self.config.compress:
+            return AudioTokens(tokens, counts, None, log_probs)
+        inputs, keep = self.ctc.compress(tokens, log_probs, counts, table)
+        return AudioTokens(inputs, counts, keep, log_probs)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        ctc_labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **audio: torch.Tensor,
+    ) -> AudioLMOutput:
+        """One pass over prompts with their audio spliced in.
+
+        Args:
+            input_ids: (B, S), one placeholder for each audio token.
+            attention_mask: (B, S).
+            labels: (B, S), -100 where no loss is wanted.
+            ctc_labels: (B, L), padded with -100; used where `ctc_weight` is above 0.
+            num_items_in_batch: labelled tokens of the whole optimizer step; the loss is then their mean, so that
+                accumulated micro-batches equal one large batch.
+            audio: see [`embed_audio`].
+
+        Raises:
+            ValueError: a row's placeholders differ from its audio tokens.
+        """
+        tokens = self.embed_audio(**audio)
+        spliced = self._splice(tokens, input_ids, attention_mask, labels, "right")
+        hidden = self.language_model.get_decoder()(
+            inputs_embeds=spliced.inputs_embeds, attention_mask=spliced.attention_mask, use_cache=False
+        ).last_hidden_state
+        head = self.language_model.get_output_embeddings()
+        if spliced.labels is None:
+            return AudioLMOutput(logits=head(hidden[torch.arange(len(hidden)), spliced.attention_mask.sum(1) - 1]))
+        targets = spliced.labels[:, 1:]
+        wanted = targets != IGNORE_INDEX
+        logits = head(hidden[:, :-1][wanted]).float()
+        total = nn.functional.cross_entropy(logits, targets[wanted], reduction="sum")
+        loss = total / (num_items_in_batch if num_items_in_batch is not None else wanted.sum())
+        lm_loss, ctc_loss = loss.detach(), None
+        if self.ctc_weight and ctc_labels is not None and self.ctc is not None and tokens.log_probs is not None:
+            rows = [row[row != IGNORE_INDEX].tolist() for row in ctc_labels]
+            ctc = self.ctc.loss(tokens.log_probs, tokens.counts, rows) / max(1, sum(map(len, rows)))
+            share = wanted.sum() / num_items_in_batch if num_items_in_batch is not None else 1.0
+            loss, ctc_loss = loss + self.ctc_weight * ctc * share, ctc.detach()
+        return AudioLMOutput(loss=loss, logits=logits, lm_loss=lm_loss, ctc_loss=ctc_loss)
+
+    def align(
+        self, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None, **audio: torch.Tensor
+    ) -> torch.Tensor:
+        """CTC loss a target token, without the LLM's layers.
+
+        Args:
+            labels: (B, L) LLM token ids, padded with -100.
+            num_items_in_batch: target tokens of the whole optimizer step, or None for this batch's.
+            audio: see [`embed_audio`].
+        """
+        if self.ctc is None:
+            raise ValueError("alignment needs a CTC head: set ctc_vocab_size in the model's configuration")
+        tokens = self.embed_audio(**audio)
+        rows = [row[row != IGNORE_INDEX].tolist() for row in labels]
+        total = self.ctc.loss(tokens.log_probs, tokens.counts, rows)
+        return total / (num_items_in_batch if num_items_in_batch is not None else max(1, sum(map(len, rows))))
+
+    def _splice(self, tokens: AudioTokens, input_ids, attention_mask, labels, side):
+        embeds = self.language_model.get_input_embeddings()(input_ids)
+        is_audio = (input_ids == self.config.audio_token_id) & attention_mask.bool()
+        return splice(
+            embeds, attention_mask, is_audio, tokens.inputs, tokens.counts, tokens.keep, labels, padding_side=side
+        )
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        """Answer prompts (B, S) with audio; returns the new tokens (B, up to max_new_tokens).
+
+        Greedy unless asked otherwise. Audio tensors as in [`embed_audio`]; everything else goes to the LLM's
+        own `generate`. A row ends at the LLM's end token, and its remainder is padding.
+        """
+        names = ("input_features", "feature_lengths", "encoder_features", "encoder_lengths")
+        tokens = self.embed_audio(**{n: kwargs.pop(n) for n in names if n in kwargs})
+        spliced = self._splice(tokens, input_ids, attention_mask, None, "left")
+        kwargs.setdefault("do_sample", False)
+        return self.language_model.generate(
+            inputs_embeds=spliced.inputs_embeds, attention_mask=spliced.attention_mask, **kwargs
+        )
+
+    @torch.no_grad()
+    def read_ctc(self, **audio: torch.Tensor) -> list[list[int]]:
+        """Token ids that the CTC head reads off each clip, without the LLM; raises without a CTC head."""
+        tokens = self.embed_audio(**audio)
+        if self.ctc is None or tokens.log_probs is None:
+            raise ValueError("this model has no CTC head: set ctc_vocab_size in its configuration")
+        return self.ctc.greedy(tokens.log_probs, tokens.counts)
+
+    def trainable_report(self) -> str:
+        """Trainable and total parameters by part, as JSON."""
+        parts = {n: p for n, p in self.named_children()}
+        return json.dumps(
+            {
+                n: {
+                    "trainable": sum(p.numel() for p in m.parameters() if p.requires_grad),
+                    "total": sum(p.numel() for p in m.parameters()),
+                }
+                for n, m in parts.items()
+            }
+        )
+
+
+AutoModel.register(AudioLMConfig, AudioLMForConditionalGeneration)

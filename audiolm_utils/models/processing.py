@@ -1,0 +1,198 @@
+"""From audio and prompts to model inputs, with the LLM's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, WhisperFeatureExtractor
+
+from audiolm_utils.models.configuration import AudioLMConfig
+from audiolm_utils.models.projector import ProjectorConfig
+from audiolm_utils.models.splice import IGNORE_INDEX
+from audiolm_utils.models.whisper import MAX_FRAMES, SAMPLES_PER_FRAME, num_frames
+
+SAMPLE_RATE = 16_000
+MIN_SAMPLES = 2 * SAMPLES_PER_FRAME  # the STFT mirrors 200 samples at each end
+MAX_SAMPLES = MAX_FRAMES * SAMPLES_PER_FRAME
+
+
+class AudioLMProcessor(ProcessorMixin):
+    """Whisper log-mel features, chat prompts with audio placeholders, labels that keep the end token.
+
+    Args:
+        feature_extractor: Whisper's.
+        tokenizer: the LLM's; it must have a chat template and an end token.
+        audio_token: an existing special token of the tokenizer; the vocabulary is never resized.
+        projector: fields of [`ProjectorConfig`], for the number of audio tokens.
+        pad_to_30s: as in the model's configuration.
+        system_prompt: system message of every chat; "" keeps it empty, None leaves it to the template.
+
+    Raises:
+        ValueError: the audio token is not one token of the tokenizer, or it has no chat template or end token.
+    """
+
+    attributes = ("feature_extractor", "tokenizer")
+    feature_extractor_class = "WhisperFeatureExtractor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        feature_extractor: WhisperFeatureExtractor,
+        tokenizer: PreTrainedTokenizerBase,
+        audio_token: str = "<|audio|>",
+        projector: dict[str, Any] | None = None,
+        pad_to_30s: bool = False,
+        system_prompt: str | None = "",
+        chat_template: str | None = None,
+    ) -> None:
+        self.audio_token = audio_token
+        self.projector = dict(projector or {})
+        self.pad_to_30s = pad_to_30s
+        self.system_prompt = system_prompt
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        if audio_token not in tokenizer.get_vocab():
+            raise ValueError(f"{audio_token!r} is not a token of this tokenizer; name one of its special tokens")
+        if not tokenizer.chat_template:
+            raise ValueError("the tokenizer has no chat template; use an instruct checkpoint or set chat_template")
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end token; set tokenizer.eos_token")
+
+    @classmethod
+    def from_config(cls, config: AudioLMConfig, **kwargs: Any) -> AudioLMProcessor:
+        """The processor that fits a model's configuration, its parts loaded from the model's references."""
+        from transformers import AutoTokenizer
+
+        from audiolm_utils.models.weights import resolve
+
+        tokenizer = AutoTokenizer.from_pretrained(resolve(config.text_model))
+        return cls(
+            WhisperFeatureExtractor.from_pretrained(resolve(config.speech_model)),
+            tokenizer,
+            audio_token=tokenizer.convert_ids_to_tokens(config.audio_token_id),
+            projector=config.projector,
+            pad_to_30s=config.pad_to_30s,
+            **kwargs,
+        )
+
+    def num_audio_tokens(self, num_samples: int) -> int:
+        """Audio tokens of a clip of `num_samples` at 16 kHz, as the projector will give."""
+        frames = MAX_FRAMES if self.pad_to_30s else num_frames(max(num_samples, MIN_SAMPLES))
+        return int(ProjectorConfig(**self.projector).num_tokens(frames))
+
+    def audio_features(self, audio: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Log-mel features of mono 16 kHz clips, each computed on its own and padded with zeros.
+
+        Returns:
+            input_features float32 (B, M, T) and feature_lengths int64 (B,) in mel frames.
+
+        Raises:
+            ValueError: a clip is empty, not one-dimensional, not finite, or longer than 30 s (naming its index).
+        """
+        mels = [self._mel(np.asarray(clip, dtype=np.float32), i) for i, clip in enumerate(audio)]
+        lengths = torch.tensor([mel.shape[1] for mel in mels])
+        batch = torch.zeros(len(mels), mels[0].shape[0], int(lengths.max()))
+        for row, mel in zip(batch, mels, strict=True):
+            row[:, : mel.shape[1]] = mel
+        return {"input_features": batch, "feature_lengths": lengths}
+
+    def _mel(self, clip: np.ndarray, index: int) -> torch.Tensor:
+        if clip.ndim != 1 or clip.size == 0 or not np.isfinite(clip).all():
+            raise ValueError(f"clip {index} has shape {clip.shape}; expected finite mono samples at 16 kHz")
+        if clip.size > MAX_SAMPLES:
+            raise ValueError(f"clip {index} lasts {clip.size / SAMPLE_RATE:.1f} s; split it into windows of up to 30 s")
+        size = MAX_SAMPLES if self.pad_to_30s else num_frames(max(clip.size, MIN_SAMPLES)) * SAMPLES_PER_FRAME
+        features = self.feature_extractor(
+            np.pad(clip, (0, size - clip.size)), sampling_rate=SAMPLE_RATE, padding=False, truncation=False,
+            return_tensors="pt",
+        )  # fmt: skip
+        return features.input_features[0]
+
+    def prompt(self, instruction: str, num_audio_tokens: int) -> str:
+        """The chat prompt of one clip: its placeholders, then the instruction, up to the assistant's turn."""
+        messages = [{"role": "user", "content": self.audio_token * num_audio_tokens + instruction}]
+        if self.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def __call__(  # type: ignore[override]
+        self,
+        text: Sequence[str],
+        audio: Sequence[np.ndarray] | None = None,
+        *,
+        answers: Sequence[str] | None = None,
+        encoder_features: Sequence[np.ndarray] | None = None,
+        ctc_targets: Sequence[str] | None = None,
+    ) -> BatchFeature:
+        """Batch instructions with their clips.
+
+        Args:
+            text: B instructions, such as "Transcribe the speech."
+            audio: B mono clips at 16 kHz; or
+            encoder_features: B cached encoder outputs (frames, E).
+            answers: B target texts; adds labels and pads on the right, else pads on the left to generate.
+            ctc_targets: B texts for the CTC loss, as ctc_labels.
+
+        Returns:
+            input_ids, attention_mask (B, S), the audio tensors, labels and ctc_labels where asked.
+
+        Raises:
+            ValueError: numbers of rows differ, a clip cannot be used, or an instruction holds the audio token.
+        """
+        clips = audio if audio is not None else encoder_features
+        rows = {len(x) for x in (text, clips, answers, ctc_targets) if x is not None}
+        if clips is None or rows != {len(text)}:
+            raise ValueError(f"give one clip (and answer) for each of the {len(text)} instructions; got {sorted(rows)}")
+        if named := [t for t in text if self.audio_token in t]:
+            raise ValueError(f"the instruction {named[0]!r} holds the audio token {self.audio_token!r}; leave it out")
+        if audio is not None:
+            batch = self.audio_features(audio)
+            counts = [self.num_audio_tokens(len(clip)) for clip in audio]
+        else:
+            batch = _pad_features(clips)
+            counts = [int(ProjectorConfig(**self.projector).num_tokens(len(f))) for f in clips]
+        prompts = [self._ids(self.prompt(t, n)) for t, n in zip(text, counts, strict=True)]
+        end = [self.tokenizer.eos_token_id]
+        targets = [self._ids(a) + end for a in answers] if answers is not None else [[] for _ in prompts]
+        batch |= self._pad(prompts, targets, "left" if answers is None else "right")
+        if answers is None:
+            del batch["labels"]
+        if ctc_targets is not None:
+            batch["ctc_labels"] = torch.nn.utils.rnn.pad_sequence(
+                [torch.tensor(self.ctc_ids(t), dtype=torch.long) for t in ctc_targets], True, IGNORE_INDEX
+            )
+        return BatchFeature(batch)
+
+    def ctc_ids(self, text: str) -> list[int]:
+        """Token ids that CTC should read for a transcript: every word spelled as within a sentence."""
+        return self._ids(f" {text}")
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _pad(self, prompts: list[list[int]], targets: list[list[int]], side: str) -> dict[str, torch.Tensor]:
+        size = max(len(p) + len(t) for p, t in zip(prompts, targets, strict=True))
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        ids = torch.full((len(prompts), size), pad)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
+        for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+            n = len(prompt) + len(target)
+            where = slice(0, n) if side == "right" else slice(size - n, size)
+            ids[i, where] = torch.tensor(prompt + target)
+            mask[i, where] = 1
+            labels[i, where] = torch.tensor([IGNORE_INDEX] * len(prompt) + target)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _pad_features(features: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+    tensors = [torch.as_tensor(np.asarray(f, dtype=np.float32)) for f in features]
+    return {
+        "encoder_features": torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True),
+        "encoder_lengths": torch.tensor([len(t) for t in tensors]),
+    }
+
+
+AutoProcessor.register(AudioLMConfig, AudioLMProcessor)

@@ -1,0 +1,90 @@
+"""The Whisper encoder on a clip's real length, with padding masked everywhere.
+
+Shape legend: B batch, M mel bins, T mel frames (100 a second), F = T / 2 encoder frames (50 a second), D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import WhisperConfig, WhisperModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+SAMPLES_PER_FRAME = 320  # one encoder frame is 20 ms at 16 kHz
+MEL_FRAMES_PER_FRAME = 2
+MAX_FRAMES = 1500  # 30 s: the length of Whisper's position table
+
+
+def num_frames(num_samples: int) -> int:
+    """Encoder frames of a clip of `num_samples` at 16 kHz; a started frame counts."""
+    return -(-num_samples // SAMPLES_PER_FRAME)
+
+
+def frame_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """Boolean (B, size), True where a position is inside its row's length (B,)."""
+    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+
+
+class SpeechEncoder(WhisperEncoder):
+    """Whisper's encoder (Radford et al. 2022) for any length up to 30 s.
+
+    The published encoder insists on 30 s of mel frames. Here positions are sliced to the batch's
+    longest clip, padded frames are zero before each convolution, as the border of a shorter clip
+    would be, and are masked in attention, so a clip's features do not depend on its batch.
+    """
+
+    @classmethod
+    def from_whisper(cls, reference: str, **kwargs: Any) -> SpeechEncoder:
+        """Load the encoder of a Whisper checkpoint (local folder or hub id); keys must match exactly."""
+        source = WhisperModel.from_pretrained(reference, **kwargs).encoder
+        encoder = cls(source.config).to(source.dtype)
+        encoder.load_state_dict(source.state_dict(), strict=True)
+        return encoder.eval()
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of the features."""
+        config: WhisperConfig = self.config
+        return int(config.d_model)
+
+    def forward(  # type: ignore[override]
+        self, input_features: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode log-mel features.
+
+        Args:
+            input_features: float (B, M, T), T even and at most 3,000.
+            lengths: int (B,), valid mel frames of each row.
+
+        Returns:
+            features (B, F, D), zero beyond each row's length, and their lengths (B,) in frames.
+
+        Raises:
+            ValueError: T is odd or longer than 30 s.
+        """
+        mel_frames = input_features.shape[-1]
+        if mel_frames % MEL_FRAMES_PER_FRAME or mel_frames > MAX_FRAMES * MEL_FRAMES_PER_FRAME:
+            raise ValueError(
+                f"input_features hold {mel_frames} mel frames; expected an even number up to "
+                f"{MAX_FRAMES * MEL_FRAMES_PER_FRAME} (30 s). Split longer audio into windows."
+            )
+        mel_mask = frame_mask(lengths, mel_frames)[:, None, :]  # (B, 1, T)
+        lengths = (lengths + 1) // MEL_FRAMES_PER_FRAME
+        mask = frame_mask(lengths, mel_frames // MEL_FRAMES_PER_FRAME)  # (B, F)
+
+        hidden = input_features.to(self.conv1.weight.dtype) * mel_mask
+        hidden = nn.functional.gelu(self.conv1(hidden)) * mel_mask  # (B, D, T)
+        hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)  # (B, F, D)
+        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
+
+        attention_mask = None
+        if not bool(mask.all()):
+            attention_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden, attention_mask=mask
+            )
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask)
+        return self.layer_norm(hidden) * mask[..., None], lengths

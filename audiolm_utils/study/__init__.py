@@ -1,0 +1,1 @@
+"""Recipes, running or loading one, and results with their provenance."""

@@ -1,0 +1,112 @@
+"""Recipes: everything that decides a trained model, and the table of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from audiolm_utils.data.augment import SpanMask, WaveAugment
+from audiolm_utils.models.configuration import ALL_LINEAR_TARGETS, AudioLMConfig
+from audiolm_utils.models.projector import ProjectorConfig
+
+TRAINING_VERSION = 1  # raise it when a change to models/ or training/ changes what training gives
+TRAINABLE_PARTS = ("projector", "ctc", "speech_lora", "lora")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage.
+
+    Attributes:
+        name: its name in logs and results.
+        objective: "ctc" (alignment, no LLM layers) or "lm".
+        steps: optimizer steps.
+        trainable: which of `TRAINABLE_PARTS` learn.
+        batch_size, accumulation: clips a micro-batch, micro-batches a step.
+        learning_rate: of the connector; `lora_learning_rate` of adapters.
+        ctc_weight: weight of the CTC loss beside the LM loss.
+        prompt_repeats: how often the recorded prompts are seen for each time a synthetic clip is.
+        from_audio: encode waveforms in every step (augmented), instead of cached features.
+        wave_augment, span_mask: augmentation, or None.
+    """
+
+    name: str
+    objective: str
+    steps: int
+    trainable: tuple[str, ...]
+    batch_size: int = 16
+    accumulation: int = 1
+    learning_rate: float = 1e-3
+    lora_learning_rate: float = 5e-4
+    ctc_weight: float = 0.0
+    prompt_repeats: int = 3
+    from_audio: bool = False
+    wave_augment: WaveAugment | None = None
+    span_mask: SpanMask | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.trainable) - set(TRAINABLE_PARTS):
+            raise ValueError(f"stage {self.name!r} trains unknown parts {sorted(unknown)}; expected {TRAINABLE_PARTS}")
+        if "speech_lora" in self.trainable and not self.from_audio:
+            raise ValueError(f"stage {self.name!r} trains the speech encoder; it needs from_audio=True")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model and how it is trained; vary one with `dataclasses.replace`.
+
+    Attributes:
+        name: of the recipe and of its result file.
+        scale: "pocket" or "full".
+        speech_model, text_model: references of the frozen parts.
+        audio_token: an existing special token of the LLM.
+        projector: see [`ProjectorConfig`].
+        compress: whether the LLM reads CTC peaks or every audio token.
+        lora, speech_lora: peft LoraConfig fields, or None.
+        stages: in order.
+        tts_limit: synthetic training clips used, or None for all.
+        seed: of weights, order and augmentation.
+    """
+
+    name: str
+    scale: str = "pocket"
+    speech_model: str = "pocket:whisper-tiny.en"
+    text_model: str = "pocket:smollm2-135m-instruct"
+    audio_token: str = "<empty_output>"
+    projector: ProjectorConfig = ProjectorConfig(
+        kind="mlp", window_frames=4, num_layers=0, num_attention_heads=6
+    )
+    compress: bool = True
+    lora: dict[str, Any] | None = field(default_factory=lambda: lora_fields(16))
+    speech_lora: dict[str, Any] | None = None
+    stages: tuple[Stage, ...] = ()
+    tts_limit: int | None = None
+    seed: int = 0
+
+    def config(self, audio_token_id: int, ctc_vocab_size: int) -> AudioLMConfig:
+        """The model configuration; shapes of the frozen parts are filled in when they are loaded."""
+        return AudioLMConfig(
+            speech_model=self.speech_model,
+            text_model=self.text_model,
+            projector=self.projector.to_dict(),
+            audio_token_id=audio_token_id,
+            ctc_vocab_size=ctc_vocab_size,
+            compress=self.compress,
+            lora=self.lora,
+            speech_lora=self.speech_lora,
+        )
+
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits that change with any field or with the training code's version."""
+        text = json.dumps([TRAINING_VERSION, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def lora_fields(rank: int, targets: tuple[str, ...] = ALL_LINEAR_TARGETS) -> dict[str, Any]:
+    """LoRA of a rank, alpha twice the rank, no dropout."""
+    return {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "target_modules": list(targets)}
+
+
+WHISPER_LINEAR = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")

@@ -1,0 +1,102 @@
+"""Carrying out a recipe's stages, each resumable."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.cache import cache_dir
+from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
+from audiolm_utils.models.processing import AudioLMProcessor
+from audiolm_utils.models.weights import resolve
+from audiolm_utils.study.recipe import Recipe, Stage
+from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary, encode_items
+from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
+
+PARTS = {
+    "projector": lambda name: name.startswith("projector."),
+    "ctc": lambda name: name.startswith("ctc."),
+    "speech_lora": lambda name: name.startswith("speech_encoder.") and "lora_" in name,
+    "lora": lambda name: name.startswith("language_model.") and "lora_" in name,
+}
+
+
+def build_model(
+    recipe: Recipe, items: Sequence[AudioItem]
+) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
+    """The recipe's untrained model and processor; the CTC vocabulary comes from the items' training texts."""
+    set_seed(recipe.seed)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.text_model))
+    audio_token_id = tokenizer.convert_tokens_to_ids(recipe.audio_token)
+    processor = AudioLMProcessor.from_config(replace(recipe, compress=False).config(audio_token_id, 0))
+    token_ids = ctc_vocabulary(processor, [i for i in items if i.split == "train" and i.task == "asr"])
+    config = recipe.config(audio_token_id, len(token_ids))
+    return AudioLMForConditionalGeneration.from_parts(config, ctc_token_ids=token_ids), processor
+
+
+def select_trainable(model: AudioLMForConditionalGeneration, parts: Sequence[str]) -> None:
+    """Let exactly the named parts learn; see `TRAINABLE_PARTS`."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(PARTS[part](name) for part in parts))
+
+
+def stage_items(stage: Stage, items: Sequence[AudioItem]) -> list[AudioItem]:
+    """The stage's training items: recorded prompts repeated, synthetic speech once."""
+    train = [i for i in items if i.split == "train" and i.task == "asr"]
+    prompts = [i for i in train if i.source == "asterisk"]
+    return train + prompts * (stage.prompt_repeats - 1)
+
+
+def train_stage(
+    recipe: Recipe,
+    stage: Stage,
+    model: AudioLMForConditionalGeneration,
+    processor: AudioLMProcessor,
+    items: Sequence[AudioItem],
+    folder: Path,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Train one stage in place, resuming from its last checkpoint; returns its row of the result file."""
+    root = cache_dir()
+    select_trainable(model, stage.trainable)
+    model.ctc_weight = stage.ctc_weight
+    data = stage_items(stage, items)
+    cache = None if stage.from_audio else encode_items(model, processor, items, root, root / "features")
+    trainer = AudioLMTrainer(
+        model=model,
+        objective=stage.objective,
+        learning_rates={"lora_": stage.lora_learning_rate},
+        args=training_arguments(
+            folder,
+            max_steps=stage.steps,
+            per_device_train_batch_size=stage.batch_size,
+            gradient_accumulation_steps=stage.accumulation,
+            learning_rate=stage.learning_rate,
+            seed=recipe.seed,
+            **arguments,
+        ),
+        data_collator=Collator(processor, stage.objective, stage.wave_augment, stage.span_mask, recipe.seed),
+        train_dataset=AudioDataset(data, root, cache),
+    )
+    start = time.perf_counter()
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    losses = [row for row in trainer.state.log_history if "loss" in row]
+    row = {
+        "name": stage.name,
+        "minutes": round((time.perf_counter() - start) / 60, 2),
+        "steps": trainer.state.global_step,
+        "final_loss": round(losses[-1]["loss"], 4) if losses else None,
+        "loss_curve": [[r["step"], round(r["loss"], 4)] for r in losses],
+    }
+    model.save_pretrained(folder)
+    (folder / "stage.json").write_text(json.dumps(row))
+    return row

@@ -1,0 +1,1 @@
+"""Cached features, connector alignment by CTC and language-model training."""

@@ -1,0 +1,249 @@
+"""An append-only disk cache of frozen-encoder features that survives crashes and never mixes encoders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import ArrayLike
+from torch import nn
+
+FORMAT = 1
+DTYPE = np.dtype("<f2")
+FLUSH_BYTES = 16 * 2**20
+
+logger = logging.getLogger(__name__)
+
+
+class StaleFeature(KeyError):
+    """A stored feature whose bytes no longer match their checksum: compute it again and `add` it."""
+
+
+class Entry(NamedTuple):
+    """Where one array lies in the data file; `crc32` covers the key and the bytes."""
+
+    offset: int
+    frames: int
+    crc32: int
+
+
+def module_hash(module: nn.Module, **settings: object) -> str:
+    """Return 32 hexadecimal digits that name a module's exact weights and the settings it runs with.
+
+    `settings` holds whatever else decides the features and stands in JSON, such as `padded=False`.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+class FeatureCache:
+    """Float16 arrays of shape (frames, dim) on disk, by key, for one encoder.
+
+    The files are `<folder>/<encoder_hash>/features.f16` and `index.jsonl`: a header, then one line for each
+    array, written after its bytes are on the disk. Arrays added since the last `flush` are held in memory
+    (16 MiB at most), all others are read from the file, so memory stays constant but for the index. Use the
+    audio's hash (`data.cache.sha256_file`) as the key: a changed file is then a missing feature.
+
+    Opening reads only. What a crash left behind (a cut line, a line whose bytes are missing) is ignored, then
+    cut off at the next flush. Flushes take a lock and first read what others appended, so several processes
+    may share a cache. One object belongs to one thread.
+    """
+
+    _entries: dict[str, Entry]
+    _data_end: int
+    _index_end: int
+
+    def __init__(self, folder: Path | str, encoder_hash: str, *, flush_bytes: int = FLUSH_BYTES) -> None:
+        if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._-]{3,127}", encoder_hash):
+            raise ValueError(
+                f"encoder_hash {encoder_hash!r} cannot name a folder: give 4 to 128 letters or digits, "
+                "as module_hash does."
+            )
+        self.folder = Path(folder) / encoder_hash
+        self.encoder_hash = encoder_hash
+        self.dim: int | None = None
+        self.flush_bytes = flush_bytes
+        self._data_path = self.folder / "features.f16"
+        self._index_path = self.folder / "index.jsonl"
+        self._forget()
+        self._pending: dict[str, np.ndarray] = {}
+        self._pending_bytes = 0
+        self._refresh()
+
+    def __len__(self) -> int:
+        return len(self._entries.keys() | self._pending.keys())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._pending or key in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (self._entries | self._pending)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """Return a copy of one array, float16 (frames, dim).
+
+        Raises `KeyError` where the key is absent and `StaleFeature` where its bytes are damaged; the damaged
+        entry is then absent.
+        """
+        if key in self._pending:
+            return self._pending[key].copy()
+        entry = self._entries[key]
+        size = entry.frames * (self.dim or 0)
+        try:
+            array = np.fromfile(self._data_path, DTYPE, count=size, offset=entry.offset)
+        except FileNotFoundError:
+            array = np.empty(0, DTYPE)
+        if array.size != size or _checksum(key, array) != entry.crc32:
+            del self._entries[key]
+            raise StaleFeature(f"{key} in {self._data_path} is damaged (checksum); compute and add it again.")
+        return array.reshape(entry.frames, -1)
+
+    def add(self, key: str, array: ArrayLike) -> None:
+        """Store an array (frames, dim) under a key, as float16; a key held already keeps its array.
+
+        Raises `ValueError` for an empty array, one not of two dimensions, another `dim` than the cache's,
+        values that float16 cannot hold, or another number of frames than the array held under that key.
+        """
+        values = np.asarray(array)
+        if values.ndim != 2 or values.size == 0:
+            raise ValueError(
+                f"The feature {key!r} has shape {values.shape}, not (frames, dim) with both > 0."
+            )
+        if self.dim not in (None, values.shape[1]):
+            raise ValueError(
+                f"The feature {key!r} has dim {values.shape[1]}, those in {self.folder} have {self.dim}: "
+                "another encoder needs another encoder_hash."
+            )
+        with np.errstate(over="ignore"):
+            half = np.array(values, dtype=DTYPE, order="C")
+        if not np.isfinite(half).all():
+            raise ValueError(f"The feature {key!r} has NaN, Inf or values beyond float16's 65504.")
+        if key in self:
+            held = self._pending[key].shape[0] if key in self._pending else self._entries[key].frames
+            if held != len(half):
+                raise ValueError(
+                    f"The feature {key!r} is held with {held} frames and now has {len(half)}: "
+                    "the key must change with the audio (use the audio's hash)."
+                )
+            return
+        self.dim = half.shape[1]
+        self._pending[key] = half
+        self._pending_bytes += half.nbytes
+        if self._pending_bytes >= self.flush_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added to the disk: the bytes first, then the index, each synchronised.
+
+        A failed write (a full disk) raises `OSError` and loses nothing: flush again once there is room.
+        """
+        if not self._pending:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "write.lock"):
+            self._refresh()
+            new = {key: array for key, array in self._pending.items() if key not in self._entries}
+            if any(array.shape[1] != self.dim for array in new.values()):
+                raise ValueError(
+                    f"{self.folder} now holds dim {self.dim}: another encoder needs another hash."
+                )
+            entries: dict[str, Entry] = {}
+            offset = self._data_end
+            for key, array in new.items():
+                entries[key] = Entry(offset, len(array), _checksum(key, array))
+                offset += array.nbytes
+            rows: list[dict[str, object]] = [self._header(self.dim)] if self._index_end == 0 else []
+            rows += [{"key": key, **entry._asdict()} for key, entry in entries.items()]
+            _append(self._data_path, self._data_end, [array.tobytes() for array in new.values()])
+            lines = [f"{json.dumps(row)}\n".encode() for row in rows]
+            index_end = _append(self._index_path, self._index_end, lines)
+        self._entries |= entries
+        self._data_end, self._index_end = offset, index_end
+        self._pending, self._pending_bytes = {}, 0
+
+    def verify(self) -> list[str]:
+        """Read every array once and return the keys found damaged, which are absent from then on."""
+        damaged = []
+        for key in list(self._entries):
+            try:
+                self[key]
+            except StaleFeature:
+                damaged.append(key)
+        return damaged
+
+    def _forget(self) -> None:
+        self._entries = {}
+        self._data_end = self._index_end = 0
+
+    def _refresh(self) -> None:
+        """Take in the index lines after those already read, up to the first without its data."""
+        index_size, data_size = _size(self._index_path), _size(self._data_path)
+        if index_size < self._index_end or data_size < self._data_end:
+            self._forget()  # somebody cut or removed the files under this object
+        if index_size == self._index_end:
+            return
+        with open(self._index_path, "rb") as file:
+            file.seek(self._index_end)
+            for line in file:
+                if not self._accept(line, data_size):
+                    logger.warning("%s: ignored what follows byte %d.", self._index_path, self._index_end)
+                    break
+                self._index_end += len(line)
+
+    def _accept(self, line: bytes, data_size: int) -> bool:
+        """Take in one index line; return False where it is cut, malformed, foreign or beyond the data."""
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else {}
+            if self._index_end == 0:
+                if row != self._header(row["dim"]):
+                    return False
+                self.dim = row["dim"]
+                return True
+            entry = Entry(int(row["offset"]), int(row["frames"]), int(row["crc32"]))
+            key, end = str(row["key"]), entry.offset + entry.frames * (self.dim or 0) * DTYPE.itemsize
+        except (ValueError, KeyError, TypeError):
+            return False
+        if entry.offset != self._data_end or not entry.offset < end <= data_size:
+            return False
+        self._entries[key] = entry
+        self._data_end = end
+        return True
+
+    def _header(self, dim: int | None) -> dict[str, object]:
+        checksum = zlib.crc32(f"{FORMAT} {self.encoder_hash} {dim}".encode())
+        return {"format": FORMAT, "encoder_hash": self.encoder_hash, "dim": dim, "crc32": checksum}
+
+
+def _checksum(key: str, array: np.ndarray) -> int:
+    return zlib.crc32(array.tobytes(), zlib.crc32(key.encode()))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _append(path: Path, end: int, blocks: list[bytes]) -> int:
+    """Cut a file to `end` bytes, append blocks, wait until the disk has them; return the new end."""
+    try:
+        with open(path, "ab") as file:
+            file.truncate(end)
+            file.writelines(blocks)
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+    except OSError as error:
+        hint = "nothing is lost: make room and flush again"
+        raise OSError(error.errno, f"{error.strerror} ({hint})", str(path)) from error

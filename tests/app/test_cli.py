@@ -1,0 +1,186 @@
+"""The command line: every command is listed, starts fast, and answers errors in one line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import warnings
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from audiolm_utils import __version__
+from audiolm_utils.app import cli
+
+COMMANDS = [
+    "weights",
+    "data",
+    "study",
+    "evaluate",
+    "transcribe",
+    "bench",
+    "figures",
+    "results",
+    "demo",
+    "doctor",
+]
+
+
+def provide(monkeypatch: pytest.MonkeyPatch, name: str, **attributes) -> None:
+    """Put a stand-in for a module of the package in place."""
+    module = ModuleType(name)
+    vars(module).update(attributes)
+    monkeypatch.setitem(sys.modules, name, module)
+    parent, _, child = name.rpartition(".")
+    monkeypatch.setattr(importlib.import_module(parent), child, module, raising=False)
+
+
+def test_help_lists_every_command_with_a_sentence(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"\n    {command}" in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert "--debug" in capsys.readouterr().out
+
+
+def test_module_starts_without_loading_torch():
+    script = "import sys, audiolm_utils.app.cli as cli; cli.build_parser(); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_python_dash_m_tells_the_version():
+    command = [sys.executable, "-m", "audiolm_utils", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f"audiolm {__version__}"
+
+
+@pytest.mark.parametrize("argv", [[], ["sing"], ["transcribe"], ["data", "--tts-limit", "0"], ["evaluate"]])
+def test_wrong_usage_ends_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    assert "audiolm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("bad\nvalue"), FileNotFoundError("bad value")])
+def test_errors_are_one_line_without_a_trace(monkeypatch, capsys, error):
+    def results_table():
+        raise error
+
+    provide(monkeypatch, "audiolm_utils.study.results", results_table=results_table)
+    assert cli.main(["results"]) == 1
+    assert capsys.readouterr().err == "audiolm: bad value\n"
+    assert cli.main(["results", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_nobody_foresaw_keeps_its_trace(monkeypatch):
+    provide(monkeypatch, "audiolm_utils.study.results", results_table=lambda: {}["wer"])
+    with pytest.raises(KeyError):
+        cli.main(["results"])
+
+
+def test_an_error_raised_by_name_in_the_package_is_one_line(monkeypatch, capsys):
+    class DownloadError(RuntimeError):
+        __module__ = "audiolm_utils.models.weights"
+
+    def resolve(reference):
+        raise DownloadError("no network")
+
+    provide(monkeypatch, "audiolm_utils.models.weights", resolve=resolve, POCKET={"whisper-tiny.en": None})
+    assert cli.main(["weights"]) == 1
+    assert capsys.readouterr().err == "audiolm: no network\n"
+
+
+def test_a_missing_package_is_named_with_the_mend(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "audiolm_utils.app.demo", None)
+    assert cli.main(["demo"]) == 1
+    assert "audiolm_utils.app.demo" in capsys.readouterr().err
+
+
+def test_interruption_says_how_to_go_on(monkeypatch, capsys):
+    def run_or_load(recipe, fresh):
+        raise KeyboardInterrupt
+
+    provide(monkeypatch, "audiolm_utils.study.run", run_or_load=run_or_load)
+    assert cli.main(["study", "pocket-quick"]) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
+    ran = []
+
+    def run_or_load(recipe, fresh):
+        ran.append((recipe, fresh))
+        return {"recipe": recipe}
+
+    provide(monkeypatch, "audiolm_utils.study.run", run_or_load=run_or_load)
+    provide(monkeypatch, "audiolm_utils.study.recipe", RECIPES={"a": None, "b": None})
+    assert cli.main(["study", "b", "--fresh"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"recipe": "b"}
+    assert cli.main(["study"]) == 0
+    assert ran == [("b", True), ("a", False), ("b", False)]
+
+
+def test_data_counts_clips_and_hours_by_split_and_source(monkeypatch, capsys):
+    limits = []
+
+    def prepare_corpus(tts_limit):
+        limits.append(tts_limit)
+        row = {"split": "train", "source": "flite", "duration_s": 900.0}
+        return [SimpleNamespace(**row), SimpleNamespace(**row), SimpleNamespace(**row | {"split": "test"})]
+
+    provide(monkeypatch, "audiolm_utils.data.corpus", prepare_corpus=prepare_corpus)
+    assert cli.main(["data", "--tts-limit", "3"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines == [["test", "flite", "1", "0.25"], ["train", "flite", "2", "0.50"]]
+    assert limits == [3]
+
+
+def test_transcribe_names_and_skips_a_bad_file(monkeypatch, capsys, tiny_clip, tmp_path):
+    heard = []
+
+    def load_transcriber(recipe="shipped"):
+        heard.append(recipe)
+        return lambda audio: f"{len(audio)} {audio.dtype}"
+
+    provide(monkeypatch, "audiolm_utils.study.run", load_transcriber=load_transcriber)
+    assert cli.main(["transcribe", str(tmp_path / "absent.wav"), str(tiny_clip)]) == 1
+    out, err = capsys.readouterr()
+    assert out == f"{tiny_clip}\t8000 {np.dtype(np.float32)}\n"
+    assert err.startswith("audiolm: ") and "absent.wav" in err and err.count("\n") == 1
+    assert cli.main(["transcribe", str(tiny_clip), "--recipe", "pocket-quick"]) == 0
+    assert heard == ["shipped", "pocket-quick"]
+
+
+def test_figures_and_results_print_what_they_made(monkeypatch, capsys, tmp_path):
+    provide(monkeypatch, "audiolm_utils.study.results", results_table=lambda: pd.DataFrame({"wer": [0.25]}))
+    figures = importlib.import_module("audiolm_utils.figures")
+    monkeypatch.setattr(figures, "generate_all", lambda out: [out / "a.png"], raising=False)
+    assert cli.main(["figures", "--out", str(tmp_path)]) == 0
+    assert cli.main(["results"]) == 0
+    out = capsys.readouterr().out
+    assert str(tmp_path / "a.png") in out and "0.25" in out
+
+
+def test_warnings_are_one_line(monkeypatch, capsys):
+    def results_table():
+        warnings.warn("flite cannot be had", UserWarning, stacklevel=2)
+        return pd.DataFrame()
+
+    provide(monkeypatch, "audiolm_utils.study.results", results_table=results_table)
+    assert cli.main(["results"]) == 0
+    assert capsys.readouterr().err == "audiolm: warning: flite cannot be had\n"
