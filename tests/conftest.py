@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests import tiny
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE_RATE = 16_000
 
@@ -46,3 +48,12 @@ def tiny_clip(tmp_path: Path) -> Path:
     path = tmp_path / "tone.wav"
     soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * times_s), SAMPLE_RATE, subtype="PCM_16")
     return path
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Whisper in `speech` and a tiny random Llama, with tokenizer, in `text`."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny.write_speech_model(folder / "speech")
+    tiny.write_text_model(folder / "text")
+    return folder

@@ -125,7 +125,11 @@ def imported_modules(source: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("audiolm_utils", ["core", "lab", "demo", "gpu"]), ("tests", ["core", "test"]), ("tools", ["core", "test"])],
+    [
+        ("audiolm_utils", ["core", "lab", "demo", "gpu"]),
+        ("tests", ["core", "test"]),
+        ("tools", ["core", "test"]),
+    ],
 )
 def test_everything_imported_is_declared(repository, requirements, folder, extras):
     declared = set().union(*(names(requirements[extra]) for extra in extras))

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -45,7 +46,7 @@ class AudioItem:
         for name in ("id", "path", "text", "task", "source", "speaker", "licence", "split"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected a string.")
-            getattr(self, name).encode()  # half a surrogate pair, which JSON can spell, could not be written back
+            getattr(self, name).encode()  # refuses half a surrogate pair, which JSON can spell
         for name in ("id", "text"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} is empty; give it a value or remove the row.")
@@ -67,7 +68,8 @@ DEFAULTS = {field.name: field.default for field in fields(AudioItem) if field.de
 
 
 def _is_duration(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value >= 0
 
 
 def _check_relative(path: str) -> None:
@@ -78,15 +80,15 @@ def _check_relative(path: str) -> None:
         depths.append(depths[-1] + (-1 if part == ".." else 1))
     absolute = path.startswith("/") or PureWindowsPath(path).drive or PureWindowsPath(path).root
     if not parts or "\0" in path or absolute or min(depths) < 0:
-        raise ValueError(f"path is {path!r}; expected a file below the data root: no absolute path, no '..' out.")
+        raise ValueError(f"path is {path!r}; expected one relative to the data root that stays below it.")
 
 
 def resolve_path(item: AudioItem, root: Path | str) -> Path:
-    """Return the item's file below `root`, links followed; raises `AnnotationError` where it leaves the root."""
+    """Return the item's file, links followed; raises `AnnotationError` where it leaves `root`."""
     root = Path(root).resolve()
     path = (root / item.path).resolve()
     if not path.is_relative_to(root):
-        raise AnnotationError(f"{item.id}: {item.path!r} leaves the data root {root}; copy the file into the root.")
+        raise AnnotationError(f"{item.id}: {item.path!r} leaves the data root {root}; copy the file there.")
     return path
 
 
@@ -116,14 +118,14 @@ def write_manifest(path: Path | str, items: Iterable[AudioItem]) -> None:
 def read_manifest(path: Path | str) -> list[AudioItem]:
     """Return the items of a `.jsonl` or `.jsonl.gz` manifest in order; keys that no item has are ignored.
 
-    Raises `AnnotationError`, naming the row (counted from 1), for a row that is no JSON object, lacks a key, or
-    has an unknown task, an empty text, an id seen before, or a path that leaves the root.
+    Raises `AnnotationError`, naming the row (counted from 1), for a row that is no JSON object, lacks a key,
+    or has an unknown task, an empty text, an id seen before, or a path that leaves the root.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError, gzip.zlib.error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise AnnotationError(f"{path} cannot be read as a manifest ({error}); write it again.") from error
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -142,7 +144,7 @@ def _items(path: Path, rows: Iterable[tuple[int, Any]]) -> Iterator[AudioItem]:
         if not isinstance(row, dict):
             raise AnnotationError(f"{path} row {number} is {type(row).__name__}; expected a JSON object.")
         if lacking := [name for name in FIELDS if name not in DEFAULTS and name not in row]:
-            raise AnnotationError(f"{path} row {number} lacks {', '.join(lacking)}; add it or remove the row.")
+            raise AnnotationError(f"{path} row {number} lacks {', '.join(lacking)}; add it or remove it.")
         known = {name: row[name] for name in FIELDS if name in row and (row[name] is not None)}
         try:
             item = AudioItem(**known)
@@ -166,10 +168,10 @@ def read_annotation(path: Path | str, *, source: str = "", split: str = "train")
     try:
         content = json.loads(path.read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} cannot be read as annotation JSON ({error}); write it again.") from error
+        raise AnnotationError(f"{path} is no annotation JSON ({error}); write it again.") from error
     rows = content.get("annotation") if isinstance(content, dict) else None
     if not isinstance(rows, list):
-        raise AnnotationError(f'{path} has no list of rows; expected {{"annotation": [{{"path", "text", ...}}]}}.')
+        raise AnnotationError(f'{path} holds no rows; expected {{"annotation": [{{"path", "text", ...}}]}}.')
     known = ("path", "text", "task", "Q")
     numbered = [
         (n, {**{k: row[k] for k in known if k in row}, "id": str(n), "source": source, "split": split})
@@ -185,5 +187,6 @@ def write_annotation(path: Path | str, items: Sequence[AudioItem]) -> None:
     rows = [
         {"path": i.path, "text": i.text, "task": i.task} | ({} if i.Q is None else {"Q": i.Q}) for i in items
     ]
+    text = json.dumps({"annotation": rows}, ensure_ascii=False, indent=1) + "\n"
     with atomic_path(Path(path)) as partial:
-        partial.write_text(json.dumps({"annotation": rows}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")

@@ -13,8 +13,8 @@ from audiolm_utils.data.cache import atomic_path
 
 SAMPLE_RATE = 16_000  # Hz
 SAMPLE_RATES = (1_000, 768_000)  # Hz, lowest and highest rate a file may state
-BLOCK_S = 30.0  # a file is read in blocks, so that a false header cannot ask for more memory than the file fills
-HEADERLESS = {".g722": "g722", ".g729": "g729", ".gsm": "gsm", ".ulaw": "mulaw", ".alaw": "alaw", ".sln": "s16le"}
+BLOCK_S = 30.0  # files are read in blocks, so that a false header cannot claim more memory than they fill
+HEADERLESS = {".g722": "g722", ".gsm": "gsm", ".ulaw": "mulaw", ".alaw": "alaw", ".sln": "s16le"}
 
 
 class AudioError(ValueError):
@@ -24,8 +24,8 @@ class AudioError(ValueError):
 def load_audio(path: Path | str, *, max_duration_s: float | None = None) -> np.ndarray:
     """Return a sound file as float32 `(samples,)`, the mean of its channels, resampled to 16 kHz by soxr.
 
-    Reads what libsndfile reads (WAV, FLAC, Ogg, MP3, AIFF, ...) and never writes. Raises `AudioError` for a file
-    that is missing, unreadable, empty, not finite, or longer than `max_duration_s`: audio is never cut.
+    Reads what libsndfile reads (WAV, FLAC, Ogg, MP3, AIFF, ...) and never writes. Raises `AudioError` for a
+    file that is missing, unreadable, empty, not finite, or longer than `max_duration_s`: audio is never cut.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,10 +38,10 @@ def load_audio(path: Path | str, *, max_duration_s: float | None = None) -> np.n
     try:
         with sf.SoundFile(path) as file:
             audio, sample_rate = _read_blocks(file, path, max_duration_s), file.samplerate
-    except (sf.SoundFileError, RuntimeError, TypeError, OSError) as error:  # TypeError: a headerless .raw file
+    except (RuntimeError, TypeError, OSError) as error:  # libsndfile's own; TypeError: a headerless .raw file
         raise AudioError(
-            f"{path} cannot be read as audio ({error}); expected a whole file that libsndfile reads, such as WAV, "
-            "FLAC, Ogg or MP3. Convert it or copy it again."
+            f"{path} cannot be read as audio ({error}); expected a whole file that libsndfile reads, such as "
+            "WAV, FLAC, Ogg or MP3. Convert it or copy it again."
         ) from error
     if sample_rate != SAMPLE_RATE:
         audio = soxr.resample(audio, sample_rate, SAMPLE_RATE)
@@ -61,7 +61,7 @@ def _read_blocks(file: sf.SoundFile, path: Path, max_duration_s: float | None) -
         samples += len(block)
         if samples > limit:
             raise AudioError(
-                f"{path} lasts more than {max_duration_s:g} s; audio is never cut: split it or raise the limit."
+                f"{path} lasts more than {max_duration_s:g} s; audio is never cut: split it, or raise that."
             )
         if not np.isfinite(block).all():
             raise AudioError(f"{path} holds NaN or infinite samples; expected finite ones. Write it again.")
@@ -75,7 +75,9 @@ def write_wav(path: Path | str, audio: np.ndarray, sample_rate: int = SAMPLE_RAT
     Values beyond full scale are clipped. Raises `AudioError` for audio that is empty, not finite or not 1-D.
     """
     if audio.ndim != 1 or audio.size == 0 or not np.isfinite(audio).all():
-        raise AudioError(f"{path} was not written: expected finite samples of shape (samples,), got {audio.shape}.")
+        raise AudioError(
+            f"{path} was not written: expected finite audio (samples,), got shape {audio.shape}."
+        )
     pcm = np.clip(np.rint(audio.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
     with atomic_path(Path(path)) as partial:
         sf.write(partial, pcm, sample_rate, subtype="PCM_16", format="WAV")

@@ -70,5 +70,5 @@ class SpanMask:
             for _ in range(self.channel_spans):
                 size = int(rng.integers(0, self.channel_size + 1))
                 start = int(rng.integers(0, row.shape[0] - size + 1))
-                row[start : start + size] = 0
+                row[start : start + size, :length] = 0
         return features

@@ -1,4 +1,4 @@
-"""The pocket corpus: planned from its sources, split without leaks, rendered into the cache, kept as a manifest."""
+"""The pocket corpus: planned from its sources, split without leaks, rendered, and kept as a manifest."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ import soundfile as sf
 from tqdm.auto import tqdm
 
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256, read_manifest, write_manifest
-from audiolm_utils.data.cache import cache_dir
+from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
+from audiolm_utils.data.cache import cache_dir, lock
 from audiolm_utils.data.sources import (
     POCKET_FOLDER,
+    RECORDINGS,
     SourceUnavailable,
     fetch_source,
     prompt_items,
-    sound_items,
-    sound_recordings,
+    recorded_items,
+    recording_of,
 )
-from audiolm_utils.data.speech import RenderError, render, text_key, utterance_item, utterances
+from audiolm_utils.data.speech import (
+    MIN_DURATION_S,
+    RenderError,
+    render,
+    text_key,
+    utterance_item,
+    utterances,
+)
 
 POCKET_MANIFEST = POCKET_FOLDER / "manifest.jsonl.gz"
 POCKET_SHA256 = POCKET_FOLDER / "manifest.sha256"
@@ -56,27 +65,35 @@ def split_of(key: str, shares: dict[str, float]) -> str:
 def plan_corpus(seed: int = 0, tts_utterances: int = 16_000) -> list[AudioItem]:
     """Return every item of the corpus, synthetic ones without duration, in manifest order.
 
-    Speech is split by `text_key` and sounds by recording, over all sources together; the synthetic training items
-    come last, in random order, so that the first n are a fair sample. Raises `CorpusError` without the texts or
-    the recorded prompts, on which the plan rests.
+    Speech is split by `text_key` and sounds by recording, over all sources together; recorded words are for
+    training only. The synthetic training items come last, in random order, so that the first n are a fair
+    sample. Raises `CorpusError` without the texts or the recorded prompts, on which the plan rests.
     """
     folder = cache_dir()
     if not (fetch_source("asterisk") and fetch_source("texts")):
-        raise CorpusError("The plan needs the asterisk prompts and the texts; run `apt-get update`, then try again.")
+        raise CorpusError("The plan needs the asterisk prompts and the texts; run `apt-get update` first.")
     prompts = _measured(prompt_items(folder), folder)
     prompts = [replace(item, split=split_of(text_key(item.text), PROMPT_SHARES)) for item in prompts]
-    for source in ("scratch", "sonic-pi", "freedesktop"):
+    for source in RECORDINGS:
         fetch_source(source)
-    sounds = _measured(sound_items(folder), folder)
-    recordings = sound_recordings(sounds)
-    sounds = [replace(item, split=split_of(recordings[item.id], SOUND_SHARES)) for item in sounds]
-    return prompts + sounds + _plan_speech(folder, prompts, seed, tts_utterances)
+    recorded = _measured(recorded_items(folder), folder)
+    words = [item for item in recorded if item.task == "asr"]
+    sounds = [item for item in recorded if item.task != "asr"]
+    sounds = [replace(item, split=split_of(recording_of(item), SOUND_SHARES)) for item in sounds]
+    speech = _plan_speech(folder, prompts, seed, tts_utterances)
+    held_out = {text_key(item.text) for item in prompts + speech if item.split != "train"}
+    words = [item for item in words if text_key(item.text) not in held_out]
+    return prompts + words + sounds + speech
 
 
-def _measured(items: Iterable[AudioItem], folder: Path) -> list[AudioItem]:
-    """Return the items that are not too long, with their durations."""
-    timed = [replace(item, duration_s=round(sf.info(folder / item.path).duration, 3)) for item in items]
-    return [item for item in timed if 0 < (item.duration_s or 0) <= MAX_DURATION_S]
+def _measured(items: list[AudioItem], folder: Path) -> list[AudioItem]:
+    """Return the items of usable length with their durations, which an MP3 header would only estimate."""
+    lengths = [len(load_audio(folder / item.path)) / SAMPLE_RATE for item in items]
+    return [
+        replace(item, duration_s=round(length, 3))
+        for item, length in zip(items, lengths, strict=True)
+        if MIN_DURATION_S <= length <= MAX_DURATION_S
+    ]
 
 
 def _plan_speech(folder: Path, prompts: list[AudioItem], seed: int, n: int) -> list[AudioItem]:
@@ -93,12 +110,11 @@ def _plan_speech(folder: Path, prompts: list[AudioItem], seed: int, n: int) -> l
 
 
 def leaks(items: Iterable[AudioItem]) -> dict[str, set[str]]:
-    """Return the speech texts (by `text_key`) and recordings that stand in more than one split; it should be empty."""
-    items = list(items)
-    recordings = sound_recordings(item for item in items if item.task != "asr")
+    """Return the speech texts (by `text_key`) and recordings that stand in two splits; none should."""
     splits: dict[str, set[str]] = {}
     for item in items:
-        splits.setdefault(recordings.get(item.id, text_key(item.text)), set()).add(item.split)
+        key = text_key(item.text) if item.task == "asr" else recording_of(item)
+        splits.setdefault(key, set()).add(item.split)
     return {key: found for key, found in splits.items() if len(found) > 1}
 
 
@@ -110,10 +126,10 @@ def prepare_corpus(
     workers: int = 2,
     progress: bool = True,
 ) -> list[AudioItem]:
-    """Fetch and render what `items` (the committed manifest unless given) need; return those whose audio is there.
+    """Fetch and render what `items` (the committed manifest by default) need; return those with their audio.
 
-    `sources` keeps some sources only; `tts_limit` keeps the first n synthetic training items. Paths are relative to
-    `cache_dir()`. Missing sources are warned about by name; `CorpusError` is raised where no speech remains.
+    `sources` keeps some sources only; `tts_limit` keeps the first n synthetic training items. Paths are
+    relative to `cache_dir()`. What is missing is warned about; raises `CorpusError` where no speech is left.
     """
     folder = cache_dir()
     items = read_pocket_manifest() if items is None else items
@@ -134,23 +150,24 @@ def prepare_corpus(
         warnings.warn(f"The corpus lacks {listed}; the rest is used.", SourceUnavailable, stacklevel=2)
     if items and not any(item.task == "asr" for item in present):
         raise CorpusError(
-            "No speech source remains: neither recorded prompts nor synthetic speech can be had. Run `apt-get update` "
-            "on Debian or Ubuntu with the network, or copy a filled cache and point AUDIOLM_CACHE at it."
+            "No speech source is left: neither recorded nor synthetic speech can be had. Run "
+            "`apt-get update` on Debian or Ubuntu with the network, or point AUDIOLM_CACHE at a filled cache."
         )
     return present
 
 
 def _render_all(items: list[AudioItem], folder: Path, workers: int, progress: bool) -> None:
-    """Render items by a pool of threads, each waiting on an engine's process; failures are warned about together."""
+    """Render items by threads that wait on an engine's process; failures are warned about together."""
 
     def attempt(item: AudioItem) -> RenderError | None:
         try:
-            render(item, folder)
+            if not (folder / item.path).is_file():  # another process may have rendered it
+                render(item, folder)
         except RenderError as error:
             return error
         return None
 
-    with ThreadPoolExecutor(workers) as pool:
+    with lock("tts"), ThreadPoolExecutor(workers) as pool:
         results = pool.map(attempt, items)
         bar = tqdm(results, total=len(items), desc="Synthetic speech", disable=not progress or not items)
         failures = [error for error in bar if error is not None]
@@ -174,11 +191,11 @@ def read_pocket_manifest() -> list[AudioItem]:
 
 
 def build_manifest(seed: int = 0, tts_utterances: int = 16_000, workers: int = 2) -> list[AudioItem]:
-    """Plan and render the whole corpus and write the manifest with its hash; raises `CorpusError` on a leak."""
+    """Plan and render the whole corpus, write the manifest and its hash; raises `CorpusError` on a leak."""
     items = prepare_corpus(plan_corpus(seed, tts_utterances), workers=workers)
     items = [item for item in items if (item.duration_s or 0) <= MAX_DURATION_S]
     if found := leaks(items):
-        raise CorpusError(f"{len(found)} texts or recordings stand in two splits, such as {next(iter(found))!r}.")
+        raise CorpusError(f"{len(found)} texts or recordings stand in two splits: {sorted(found)[:3]}.")
     write_manifest(POCKET_MANIFEST, items)
     POCKET_SHA256.write_text(f"{manifest_sha256(items)}  manifest.jsonl\n")
     return items

@@ -1,7 +1,7 @@
 """Speak one text with libespeak-ng: `python -I -S espeak.py FOLDER VOICE WORDS_PER_MINUTE PITCH TEXT`.
 
 Writes 16-bit mono samples to standard output. It runs alone, on the standard library: libespeak-ng keeps a
-state between texts (flutter, noise), so that only a fresh process with a set seed gives the same samples again.
+state between texts (flutter, noise), so that only a fresh process with a set seed gives the same samples.
 """
 
 import ctypes

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 from audiolm_utils.data.annotations import AudioItem
@@ -20,6 +19,9 @@ ESPEAK_REQUIREMENT = "espeakng-loader==0.2.4"
 ESPEAK_SHA256 = "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d"  # x86_64 Linux
 LICENCES = {
     "asterisk": "CC-BY-SA-3.0",
+    "klettres": "GPL-2+",
+    "ktuberling": "GPL-2+",
+    "pocketsphinx": "BSD-2-Clause",
     "scratch": "CC-BY-SA-3.0",
     "sonic-pi": "CC0-1.0",
     "freedesktop": "CC-BY-SA-3.0, CC-BY-3.0 or GPL-2+",
@@ -27,11 +29,22 @@ LICENCES = {
 }
 PACKAGES = {
     "asterisk": ("asterisk-core-sounds-en", "asterisk-core-sounds-en-wav"),
+    "klettres": ("klettres-data",),
+    "ktuberling": ("ktuberling-data",),
+    "pocketsphinx": ("pocketsphinx-testdata",),
     "scratch": ("scratch",),
     "sonic-pi": ("sonic-pi-samples",),
     "freedesktop": ("sound-theme-freedesktop",),
     "flite": ("flite", "libflite1"),
     "texts": ("wordnet-base", "fortunes"),
+}
+RECORDINGS = {  # the folder of each source in the table of recordings, below the cache
+    "klettres": "debian/klettres-data/usr/share/klettres",
+    "ktuberling": "debian/ktuberling-data/usr/share/ktuberling/sounds",
+    "pocketsphinx": "debian/pocketsphinx-testdata/usr/share/pocketsphinx/test/data",
+    "scratch": "debian/scratch/usr/share/scratch/Media/Sounds",
+    "sonic-pi": "debian/sonic-pi-samples/usr/share/sonic-pi/samples",
+    "freedesktop": "debian/sound-theme-freedesktop/usr/share/sounds/freedesktop/stereo",
 }
 
 
@@ -98,7 +111,7 @@ def _warn(message: str) -> None:
 
 
 def fetch_source(source: str) -> bool:
-    """Fetch everything `source` (a key of `PACKAGES`, or "espeak") needs; false where some of it is missing."""
+    """Fetch what `source` (a key of `PACKAGES`, or "espeak") needs; false where some of it is missing."""
     if source == "espeak":
         return fetch_espeak() is not None
     return all([fetch_debian(package) is not None for package in PACKAGES[source]])
@@ -107,13 +120,15 @@ def fetch_source(source: str) -> bool:
 # Recorded prompts -------------------------------------------------------------------------------------------
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SPELLING = {"fourtieth": "fortieth", "represenatives": "representatives", "umute": "unmute", "thru": "through"}
-SPELLING |= {"indentified": "identified", "witheld": "withheld"}
-UNCLEAR = re.compile(r"[A-Z]{2,}|[#*@$%&<>]|\d\d|\d\.|[a-z]\.[a-z]")  # acronyms, symbols, long numbers, addresses
+SPELLING = {"fourtieth": "fortieth", "represenatives": "representatives", "umute": "unmute"}
+SPELLING |= {"thru": "through", "xray": "x-ray", "indentified": "identified", "witheld": "withheld"}
+UNCLEAR = re.compile(  # acronyms, symbols, long numbers, hosts, and one prompt whose name is misspelt
+    r"[A-Z]{2,}|[#*@$%&<>]|\d\d|\d\.|[a-z]\.[a-z]|exclaimation"
+)
 
 
 def spoken_form(transcript: str) -> str | None:
-    """Return a prompt's transcript as it is said, digits as words; `None` where the reading is not certain."""
+    """Return a prompt's transcript as it is said, digits as words; `None` where that is not certain."""
     text = re.sub(r"[\[(<].*?[\])>]", " ", transcript)  # stage directions
     if UNCLEAR.search(text) or not re.search(r"[A-Za-z]", text):
         return None
@@ -134,32 +149,40 @@ def prompt_items(folder: Path) -> list[AudioItem]:
         if line.startswith(";") or not colon or not (folder / path).is_file():
             continue
         if text := spoken_form(transcript):
-            items.append(_item("asterisk", name, path, text, "asr", speaker="allison"))
+            items.append(
+                AudioItem(
+                    id=f"asterisk/{name}", path=path.as_posix(), text=text, task="asr", source="asterisk",
+                    speaker="allison", licence=LICENCES["asterisk"],
+                )
+            )  # fmt: skip
     return items
 
 
-# Sounds with a caption --------------------------------------------------------------------------------------
+# Sounds with a caption, and spoken words --------------------------------------------------------------------
 
 
-def sound_items(folder: Path) -> list[AudioItem]:
-    """Return the sounds of the caption table whose files are in the cache `folder`; see `sound_recordings`."""
-    with open(POCKET_FOLDER / "captions.csv", encoding="utf-8", newline="") as table:
+def recorded_items(folder: Path) -> list[AudioItem]:
+    """Return the sounds and words of the table `recordings.csv` whose files are in the cache `folder`.
+
+    The table was written by hand from the files' names and transcripts; names that say nothing are left out.
+    """
+    with open(POCKET_FOLDER / "recordings.csv", encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table))
-    roots = {source: Path("debian") / PACKAGES[source][0] for source in ("scratch", "sonic-pi", "freedesktop")}
     items = [
-        _item(row["source"], row["path"].rpartition("/")[2], roots[row["source"]] / row["path"], row["caption"])
+        AudioItem(
+            id=f"{row['source']}/{row['path'].rpartition('.')[0]}",
+            path=f"{RECORDINGS[row['source']]}/{row['path']}",
+            text=row["text"],
+            task=row["task"],
+            source=row["source"],
+            speaker=row["speaker"],
+            licence=LICENCES[row["source"]],
+        )
         for row in rows
     ]
     return [item for item in items if (folder / item.path).is_file()]
 
 
-def sound_recordings(items: Iterable[AudioItem]) -> dict[str, str]:
-    """Return the recording each sound is taken from, by item id: numbered takes of one name count as one."""
-    return {item.id: re.sub(r"[\d_-]+$", "", item.id.rpartition(".")[0]).lower() for item in items}
-
-
-def _item(source: str, name: str, path: Path, text: str, task: str = "audiocaption", speaker: str = "") -> AudioItem:
-    return AudioItem(
-        id=f"{source}/{name}", path=path.as_posix(), text=text, task=task, source=source, speaker=speaker,
-        licence=LICENCES[source],
-    )  # fmt: skip
+def recording_of(item: AudioItem) -> str:
+    """Return the recording a sound is taken from: numbered takes of one name, and excerpts, count as one."""
+    return re.sub(r"(_full|[\d_-]+)$", "", item.id.lower())

@@ -35,9 +35,9 @@ VOICES = {  # (engine, voice): weight; flite has 65 of 100
     ("espeak", "en-us+m2"): 3, ("espeak", "en-us+m3"): 3, ("espeak", "en-us+m7"): 3, ("espeak", "en"): 2,
     ("espeak", "en+f1"): 3, ("espeak", "en+f5"): 2, ("espeak", "en+m4"): 3, ("espeak", "en+m1"): 2,
 }  # fmt: skip
-MIX = {"wordnet": 39, "fortunes": 11, "words": 9, "pairs": 7, "menu": 18, "sequences": 10, "prompts": 6}  # per cent
+MIX = {"wordnet": 39, "fortunes": 11, "words": 9, "pairs": 7, "menu": 18, "sequences": 10, "prompts": 6}  # %
 ABBREVIATION = re.compile(r"\b(mr|mrs|ms|dr|st|jr|sr|vs|etc|ie|eg|lb|lbs|ft|oz|km|cm|mm|pp|ca)\b", re.I)
-PROFANE = re.compile(r"\w*(fuck|shit|nigg|cunt|bitch|whore|rape|faggot|sex|penis|vagina|slut|hitler|jew)\w*", re.I)
+PROFANE = re.compile(r"fuck|shit|nigg|cunt|bitch|whore|rape|faggot|sex|penis|vagina|slut|hitler|jew", re.I)
 
 
 class RenderError(RuntimeError):
@@ -50,13 +50,13 @@ def text_key(text: str) -> str:
 
 
 def clean(text: str) -> str | None:
-    """Return `text` as words of letters and apostrophes; `None` where its reading is not certain or it is long."""
+    """Return `text` as 1 to 12 words of letters and apostrophes; `None` where its reading is not clear."""
     text = re.sub(r"[,;:.!?-]+(?=\s|$)", " ", text.strip())
     text = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text)
     words = text.split()
-    readable = re.fullmatch(r"[A-Za-z' ]+", text) and not re.search(r"[A-Z]{2,}|[a-z][A-Z]|(?<!\w)'|'(?!\w)", text)
+    unclear = r"[^A-Za-z' ]|[A-Z]{2,}|[a-z][A-Z]|(?<!\w)'|'(?!\w)"  # acronyms, camel case, quotes
     spelled = all(re.search(r"[aeiouy]", word, re.I) and (len(word) > 1 or word in "aAI") for word in words)
-    if not readable or not spelled or not 1 <= len(words) <= MAX_WORDS:
+    if re.search(unclear, text) or not spelled or not 1 <= len(words) <= MAX_WORDS:
         return None
     return None if ABBREVIATION.search(text) or PROFANE.search(text) else " ".join(words)
 
@@ -134,7 +134,7 @@ def utterances(folder: Path, prompts: list[str], taken: set[str], n: int, rng: r
                     seen.add(text_key(text))
                     chosen.append(text)
         except StopIteration:
-            raise ValueError(f"{name} has fewer texts than {wanted}; ask for fewer than {n} utterances.") from None
+            raise ValueError(f"{name} has fewer texts than {wanted}; ask for fewer utterances.") from None
     chosen += [spoken[i % len(spoken)] for i in range(n - len(chosen))]
     rng.shuffle(chosen)
     return chosen
@@ -146,8 +146,8 @@ def utterances(folder: Path, prompts: list[str], taken: set[str], n: int, rng: r
 def utterance_item(text: str, split: str, rng: random.Random) -> AudioItem:
     """Return the item of `text` in a random voice, rate and pitch; its id is a hash of all four."""
     (engine, voice), = rng.choices(list(VOICES), weights=list(VOICES.values()))  # fmt: skip
-    render = {"engine": engine, "voice": voice}
-    render |= {"rate": round(rng.uniform(*RATES), 3), "pitch": round(rng.uniform(*PITCHES), 3)}
+    rate, pitch = round(rng.uniform(*RATES), 3), round(rng.uniform(*PITCHES), 3)
+    render = {"engine": engine, "voice": voice, "rate": rate, "pitch": pitch}
     digest = hashlib.sha256(json.dumps([text, render], sort_keys=True).encode()).hexdigest()[:16]
     return AudioItem(
         id=f"tts/{digest}", path=f"tts/{digest[:2]}/{digest}.wav", text=text, task="asr", source="tts",

@@ -14,7 +14,8 @@ def spoken_words(text: str) -> str:
 
     `"Press 1, or dial 21!"` becomes `"press one or dial twenty one"`.
     """
-    text = re.sub(r"(\d+)(st|nd|rd|th)\b", lambda m: f" {num2words(int(m[1]), to='ordinal')} ", text.lower())
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.lower())
+    text = re.sub(r"(\d+)(st|nd|rd|th)\b", lambda m: f" {num2words(int(m[1]), to='ordinal')} ", text)
     text = re.sub(r"\d+", lambda m: f" {num2words(int(m[0]))} ", text.replace(",", " "))
     for sign, word in WORD_SIGNS.items():
         text = text.replace(sign, word)

@@ -56,10 +56,12 @@ def answer_items(
             rows[i] = {"id": items[i].id, "source": items[i].source, "speaker": items[i].speaker}
             rows[i]["reference"] = items[i].text
         if llm:
-            seconds = max(len(clip) for clip in clips) / 16_000
-            limit = MIN_NEW_TOKENS + round(TOKENS_PER_SECOND * seconds)
-            answers = model.generate(**batch, **audio, **{"max_new_tokens": limit, **generation})
-            texts = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+            limits = [MIN_NEW_TOKENS + round(TOKENS_PER_SECOND * len(clip) / 16_000) for clip in clips]
+            if "max_new_tokens" in generation:
+                limits = [generation["max_new_tokens"]] * len(clips)
+            answers = model.generate(**batch, **audio, **{**generation, "max_new_tokens": max(limits)})
+            cut = [a[:limit] for a, limit in zip(answers, limits, strict=True)]  # as if answered alone
+            texts = processor.tokenizer.batch_decode(cut, skip_special_tokens=True)
             for i, text in zip(picked, texts, strict=True):
                 rows[i]["hypothesis"] = text.strip()
         if model.ctc is not None:

@@ -23,6 +23,7 @@ class AudioLMConfig(PreTrainedConfig):
         audio_token_id: the LLM's existing special token that stands for one audio token in a prompt.
         pad_to_30s: encode Whisper's padded 30 s, as published checkpoints were trained, not the real length.
         ctc_vocab_size: tokens of the CTC head; 0 leaves the head out.
+        ctc_merges: how many of the tokenizer's merges spell CTC targets, None for all; see [`AudioLMProcessor`].
         compress: give the LLM CTC peaks instead of every audio token.
         lora: peft LoraConfig fields for the LLM, or None.
         speech_lora: the same for the speech encoder.
@@ -38,6 +39,7 @@ class AudioLMConfig(PreTrainedConfig):
     audio_token_id: int = 0
     pad_to_30s: bool = False
     ctc_vocab_size: int = 0
+    ctc_merges: int | None = None
     compress: bool = False
     lora: dict[str, Any] | None = None
     speech_lora: dict[str, Any] | None = None

@@ -32,8 +32,8 @@ class AudioLMOutput(ModelOutput):
     """Losses and logits of one forward pass.
 
     Attributes:
-        loss: scalar, LM loss plus weighted CTC loss; None without labels.
-        lm_loss, ctc_loss: its parts, detached scalars.
+        loss: scalar, LM loss plus weighted CTC loss, both a labelled token; None without labels.
+        lm_loss, ctc_loss: its parts, detached scalars; ctc_loss a CTC target token.
         logits: (labelled positions, V) with labels, else (B, V) of each row's last position.
     """
 
@@ -243,18 +243,20 @@ class AudioLMForConditionalGeneration(PreTrainedModel):
         ).last_hidden_state
         head = self.language_model.get_output_embeddings()
         if spliced.labels is None:
-            return AudioLMOutput(logits=head(hidden[torch.arange(len(hidden)), spliced.attention_mask.sum(1) - 1]))
+            last = spliced.attention_mask.cumsum(1).argmax(1)  # whichever side the padding is on
+            return AudioLMOutput(logits=head(hidden[torch.arange(len(hidden)), last]))
         targets = spliced.labels[:, 1:]
         wanted = targets != IGNORE_INDEX
         logits = head(hidden[:, :-1][wanted]).float()
         total = nn.functional.cross_entropy(logits, targets[wanted], reduction="sum")
-        loss = total / (num_items_in_batch if num_items_in_batch is not None else wanted.sum())
+        num_items = num_items_in_batch if num_items_in_batch is not None else wanted.sum()
+        loss = total / num_items
         lm_loss, ctc_loss = loss.detach(), None
         if self.ctc_weight and ctc_labels is not None and self.ctc is not None and tokens.log_probs is not None:
             rows = [row[row != IGNORE_INDEX].tolist() for row in ctc_labels]
-            ctc = self.ctc.loss(tokens.log_probs, tokens.counts, rows) / max(1, sum(map(len, rows)))
-            share = wanted.sum() / num_items_in_batch if num_items_in_batch is not None else 1.0
-            loss, ctc_loss = loss + self.ctc_weight * ctc * share, ctc.detach()
+            ctc = self.ctc.loss(tokens.log_probs, tokens.counts, rows)
+            loss = loss + self.ctc_weight * ctc / num_items
+            ctc_loss = ctc.detach() / max(1, sum(map(len, rows)))
         return AudioLMOutput(loss=loss, logits=logits, lm_loss=lm_loss, ctc_loss=ctc_loss)
 
     def align(

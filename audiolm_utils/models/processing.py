@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, WhisperFeatureExtractor
 
 from audiolm_utils.models.configuration import AudioLMConfig
@@ -29,6 +32,8 @@ class AudioLMProcessor(ProcessorMixin):
         projector: fields of [`ProjectorConfig`], for the number of audio tokens.
         pad_to_30s: as in the model's configuration.
         system_prompt: system message of every chat; "" keeps it empty, None leaves it to the template.
+        ctc_merges: spell CTC targets with the tokenizer's first merges only, so that there are fewer, more
+            frequent classes; None uses all of them.
 
     Raises:
         ValueError: the audio token is not one token of the tokenizer, or it has no chat template or end token.
@@ -46,13 +51,16 @@ class AudioLMProcessor(ProcessorMixin):
         projector: dict[str, Any] | None = None,
         pad_to_30s: bool = False,
         system_prompt: str | None = "",
+        ctc_merges: int | None = None,
         chat_template: str | None = None,
     ) -> None:
         self.audio_token = audio_token
         self.projector = dict(projector or {})
         self.pad_to_30s = pad_to_30s
         self.system_prompt = system_prompt
+        self.ctc_merges = ctc_merges
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        self._ctc_tokenizer: Tokenizer | None = None
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         if audio_token not in tokenizer.get_vocab():
             raise ValueError(f"{audio_token!r} is not a token of this tokenizer; name one of its special tokens")
@@ -75,8 +83,17 @@ class AudioLMProcessor(ProcessorMixin):
             audio_token=tokenizer.convert_ids_to_tokens(config.audio_token_id),
             projector=config.projector,
             pad_to_30s=config.pad_to_30s,
+            ctc_merges=config.ctc_merges,
             **kwargs,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> AudioLMProcessor:
+        """Load a saved processor, or, for a model folder without one, build it from the model's references."""
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir() and not (folder / "processor_config.json").is_file():
+            return cls.from_config(AudioLMConfig.from_pretrained(str(folder)), **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def num_audio_tokens(self, num_samples: int) -> int:
         """Audio tokens of a clip of `num_samples` at 16 kHz, as the projector will give."""
@@ -168,7 +185,11 @@ class AudioLMProcessor(ProcessorMixin):
 
     def ctc_ids(self, text: str) -> list[int]:
         """Token ids that CTC should read for a transcript: every word spelled as within a sentence."""
-        return self._ids(f" {text}")
+        if self.ctc_merges is None:
+            return self._ids(f" {text}")
+        if self._ctc_tokenizer is None:
+            self._ctc_tokenizer = limit_merges(self.tokenizer, self.ctc_merges)
+        return self._ctc_tokenizer.encode(f" {text}", add_special_tokens=False).ids
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -185,6 +206,20 @@ class AudioLMProcessor(ProcessorMixin):
             mask[i, where] = 1
             labels[i, where] = torch.tensor([IGNORE_INDEX] * len(prompt) + target)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def limit_merges(tokenizer: PreTrainedTokenizerBase, merges: int) -> Tokenizer:
+    """The tokenizer with its first `merges` BPE merges only: ids keep their meaning, words fall into more pieces.
+
+    Raises:
+        ValueError: the tokenizer is no byte-pair encoding.
+    """
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    if description["model"]["type"] != "BPE":
+        raise ValueError(f"ctc_merges needs a BPE tokenizer, this is {description['model']['type']}; set it to None")
+    description["model"]["merges"] = description["model"]["merges"][:merges]
+    description["model"]["ignore_merges"] = False  # else whole words of the vocabulary skip the merges
+    return Tokenizer.from_str(json.dumps(description))
 
 
 def _pad_features(features: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:

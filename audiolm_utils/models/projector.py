@@ -179,6 +179,6 @@ class Projector(nn.Module):
 
 
 def num_audio_tokens(duration_s: float, config: ProjectorConfig, sample_rate: int = 16_000) -> int:
-    """Audio tokens the projector gives for a clip of `duration_s` seconds."""
-    frames = math.ceil(round(duration_s * sample_rate) / (sample_rate / 50))
+    """Audio tokens the projector gives for a clip of `duration_s` seconds; 2 frames (40 ms) are the least."""
+    frames = max(2, math.ceil(round(duration_s * sample_rate) / (sample_rate / 50)))
     return int(config.num_tokens(frames))

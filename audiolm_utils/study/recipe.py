@@ -27,7 +27,7 @@ class Stage:
         batch_size, accumulation: clips a micro-batch, micro-batches a step.
         learning_rate: of the connector; `lora_learning_rate` of adapters.
         ctc_weight: weight of the CTC loss beside the LM loss.
-        prompt_repeats: how often the recorded prompts are seen for each time a synthetic clip is.
+        prompt_repeats: how often recorded speech is seen for each time a synthetic clip is.
         from_audio: encode waveforms in every step (augmented), instead of cached features.
         wave_augment, span_mask: augmentation, or None.
     """
@@ -63,6 +63,7 @@ class Recipe:
         speech_model, text_model: references of the frozen parts.
         audio_token: an existing special token of the LLM.
         projector: see [`ProjectorConfig`].
+        ctc_merges: see [`AudioLMProcessor`].
         compress: whether the LLM reads CTC peaks or every audio token.
         lora, speech_lora: peft LoraConfig fields, or None.
         stages: in order.
@@ -78,6 +79,7 @@ class Recipe:
     projector: ProjectorConfig = ProjectorConfig(
         kind="mlp", window_frames=4, num_layers=0, num_attention_heads=6
     )
+    ctc_merges: int | None = None
     compress: bool = True
     lora: dict[str, Any] | None = field(default_factory=lambda: lora_fields(16))
     speech_lora: dict[str, Any] | None = None
@@ -93,6 +95,7 @@ class Recipe:
             projector=self.projector.to_dict(),
             audio_token_id=audio_token_id,
             ctc_vocab_size=ctc_vocab_size,
+            ctc_merges=self.ctc_merges,
             compress=self.compress,
             lora=self.lora,
             speech_lora=self.speech_lora,
@@ -110,3 +113,49 @@ def lora_fields(rank: int, targets: tuple[str, ...] = ALL_LINEAR_TARGETS) -> dic
 
 
 WHISPER_LINEAR = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+POCKET_QUICK = Recipe(
+    name="pocket-quick",
+    projector=ProjectorConfig(kind="mlp", window_frames=3, num_layers=0, num_attention_heads=6),
+    ctc_merges=1000,
+    lora=lora_fields(16),
+    speech_lora=lora_fields(32, WHISPER_LINEAR),
+    stages=(
+        Stage("align", "ctc", 1400, ("projector", "ctc"), span_mask=SpanMask(2, 20, 0, 0)),
+        Stage(
+            "language",
+            "lm",
+            450,
+            ("lora",),
+            lora_learning_rate=6e-4,
+            prompt_repeats=4,
+            span_mask=SpanMask(2, 10, 0, 0),
+        ),
+        Stage(
+            "adapt",
+            "ctc",
+            1100,
+            ("projector", "ctc", "speech_lora"),
+            learning_rate=4e-4,
+            lora_learning_rate=6e-4,
+            prompt_repeats=4,
+            from_audio=True,
+            wave_augment=WaveAugment(),
+            span_mask=SpanMask(),
+        ),
+        Stage(
+            "joint",
+            "lm",
+            300,
+            ("projector", "ctc", "lora"),
+            learning_rate=1e-4,
+            lora_learning_rate=2e-4,
+            ctc_weight=0.3,
+            prompt_repeats=6,
+            from_audio=True,
+            wave_augment=WaveAugment(),
+            span_mask=SpanMask(),
+        ),
+    ),
+)
+RECIPES = {recipe.name: recipe for recipe in (POCKET_QUICK,)}

@@ -49,10 +49,10 @@ def select_trainable(model: AudioLMForConditionalGeneration, parts: Sequence[str
 
 
 def stage_items(stage: Stage, items: Sequence[AudioItem]) -> list[AudioItem]:
-    """The stage's training items: recorded prompts repeated, synthetic speech once."""
+    """The stage's training items: recorded speech repeated, synthetic speech once."""
     train = [i for i in items if i.split == "train" and i.task == "asr"]
-    prompts = [i for i in train if i.source == "asterisk"]
-    return train + prompts * (stage.prompt_repeats - 1)
+    recorded = [i for i in train if i.source != "tts"]
+    return train + recorded * (stage.prompt_repeats - 1)
 
 
 def train_stage(

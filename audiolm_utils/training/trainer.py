@@ -36,6 +36,19 @@ def training_arguments(output_dir: Path | str, **kwargs: Any) -> TrainingArgumen
     return TrainingArguments(**{**defaults, **kwargs})
 
 
+class EpochSampler(LengthGroupedSampler):
+    """Samples of like length together, in an order that follows from seed and epoch: resuming keeps it."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; the Trainer calls it before each."""
+        self.generator.manual_seed(self.seed + epoch)
+
+
 class AudioLMTrainer(Trainer):
     """Trainer for either objective of [`AudioLMForConditionalGeneration`].
 
@@ -49,13 +62,14 @@ class AudioLMTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.objective = objective
+        self._loss_shifts_labels = objective == "lm"  # CTC has a target in the first column too
         self.learning_rates = learning_rates or {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of the stage's objective, normalised over the whole optimizer step."""
         if self.objective == "ctc":
             loss = self.accelerator.unwrap_model(model).align(**inputs, num_items_in_batch=num_items_in_batch)
-            return (loss, None) if return_outputs else loss
+            return (loss, {"loss": loss}) if return_outputs else loss
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -76,9 +90,14 @@ class AudioLMTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
-        generator = torch.Generator().manual_seed(self.args.data_seed or self.args.seed)
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(size, lengths=dataset.lengths(), generator=generator)
+        return EpochSampler(size, dataset.lengths(), seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the model only: the Trainer would also pickle its arguments, access tokens included."""
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         path = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME

@@ -290,6 +290,7 @@ for n in range(40):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_write_at_once(tmp_path):
     repository = Path(__file__).parents[2]
     writers = [

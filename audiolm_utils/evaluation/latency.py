@@ -1,0 +1,74 @@
+"""Where the time of one answer goes: every part timed apart, quality untouched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from audiolm_utils.evaluation.profiling import Timing, measure
+from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
+from audiolm_utils.models.processing import SAMPLE_RATE, AudioLMProcessor
+
+NEW_TOKENS = 64
+
+
+@torch.no_grad()
+def profile_answer(
+    model: AudioLMForConditionalGeneration,
+    processor: AudioLMProcessor,
+    clip: np.ndarray,
+    instruction: str,
+    *,
+    repeats: int = 10,
+    new_tokens: int = NEW_TOKENS,
+) -> dict[str, Any]:
+    """Time one clip, batch 1, greedy, from audio in memory to text tokens.
+
+    Args:
+        clip: mono float32 at 16 kHz.
+        new_tokens: tokens generated, end tokens ignored, for the time a token takes; at least 2.
+
+    Returns:
+        audio_s, threads, and summaries of ttft_s (log-mel, encoder, connector, prefill and first token together),
+        frontend_s, encoder_s, connector_s, prefill_s (its parts, timed apart), tpot_s (a token after the first),
+        and rtf (time to first token over the clip's length, median).
+    """
+    if new_tokens < 2:
+        raise ValueError(f"new_tokens is {new_tokens}; give at least 2, better 64")
+    model.eval()
+    device = next(model.parameters()).device
+
+    def inputs() -> dict[str, torch.Tensor]:
+        return {k: v.to(device) for k, v in processor([instruction], audio=[clip]).items()}
+
+    batch = inputs()
+    audio = {k: batch[k] for k in ("input_features", "feature_lengths")}
+    features, lengths = model.speech_encoder(*audio.values())
+    cached = {"encoder_features": features, "encoder_lengths": lengths}
+    prompt = {k: batch[k] for k in ("input_ids", "attention_mask")}
+
+    def answer(tokens: int, **sources: torch.Tensor) -> torch.Tensor:
+        return model.generate(**sources, max_new_tokens=tokens, min_new_tokens=tokens)
+
+    def time(function: Any, n: int = repeats) -> Timing:
+        return measure(function, warmup=2, repeats=n, device=device)
+
+    first = time(lambda: answer(1, **inputs()))
+    connector = time(lambda: model.embed_audio(**cached))
+    prefill = time(lambda: answer(1, **prompt, **cached))
+    longer = time(lambda: answer(new_tokens, **prompt, **cached), max(3, repeats // 3))
+    per_token = Timing.of([(t - prefill.median) / (new_tokens - 1) for t in longer.samples])
+    parts = {
+        "ttft_s": first,
+        "frontend_s": time(inputs),
+        "encoder_s": time(lambda: model.speech_encoder(*audio.values())),
+        "connector_s": connector,
+        "prefill_s": Timing.of([t - connector.median for t in prefill.samples]),
+        "tpot_s": per_token,
+    }
+    seconds = len(clip) / SAMPLE_RATE
+    row: dict[str, Any] = {"audio_s": round(seconds, 3), "threads": torch.get_num_threads()}
+    row |= {name: timing.summary() for name, timing in parts.items()}
+    return row | {"rtf": round(first.median / seconds, 4)}

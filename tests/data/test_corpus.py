@@ -1,0 +1,193 @@
+"""The pocket corpus: the committed manifest, and preparing it from what is there."""
+
+import warnings
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from audiolm_utils.data import corpus
+from audiolm_utils.data.annotations import TASKS, AudioItem
+from audiolm_utils.data.audio import load_audio, write_wav
+from audiolm_utils.data.cache import cache_dir
+from audiolm_utils.data.corpus import (
+    CorpusError,
+    leaks,
+    plan_corpus,
+    prepare_corpus,
+    read_pocket_manifest,
+    share_of,
+    split_of,
+)
+from audiolm_utils.data.sources import LICENCES, SourceUnavailable
+from audiolm_utils.data.speech import RenderError, text_key
+
+HOW = {"engine": "flite", "voice": "slt", "rate": 1.0, "pitch": 1.0}
+
+
+@pytest.fixture(scope="module")
+def manifest() -> list[AudioItem]:
+    return read_pocket_manifest()
+
+
+def utterance(n: int, split: str = "train") -> AudioItem:
+    return AudioItem(
+        id=f"tts/{n}", path=f"tts/{n}.wav", text=f"say {'a' * (n + 1)}", task="asr", source="tts",
+        split=split, duration_s=0.5, render=HOW,
+    )  # fmt: skip
+
+
+def place(*items: AudioItem) -> None:
+    for item in items:
+        write_wav(cache_dir() / item.path, np.full(8000, 0.1, np.float32))
+
+
+def test_the_committed_manifest_is_complete(manifest):
+    counts = Counter((item.source, item.split) for item in manifest)
+    assert counts["asterisk", "test"] >= 130 and counts["asterisk", "train"] >= 300
+    assert (
+        counts["tts", "test"] >= 200
+        and counts["tts", "validation"] >= 150
+        and counts["tts", "train"] >= 15_000
+    )
+    assert {item.source for item in manifest} <= set(LICENCES)
+    assert all(item.licence == LICENCES[item.source] for item in manifest)
+    assert all(0 < item.duration_s <= 12 and item.task in TASKS for item in manifest)
+    assert len({item.id for item in manifest}) == len({item.path for item in manifest}) == len(manifest)
+
+
+def test_no_test_text_or_recording_stands_in_training(manifest):
+    assert leaks(manifest) == {}
+    texts = {
+        split: {text_key(item.text) for item in manifest if item.task == "asr" and item.split == split}
+        for split in ("train", "validation", "test")
+    }
+    assert not texts["train"] & texts["test"] and not texts["train"] & texts["validation"]
+    assert not texts["validation"] & texts["test"] and len(texts["test"]) > 300
+
+
+def test_recorded_words_are_for_training_only(manifest):
+    words = [item for item in manifest if item.source in ("klettres", "ktuberling", "pocketsphinx")]
+    assert len(words) > 100 and {item.split for item in words} == {"train"}
+
+
+def test_synthetic_speech_varies(manifest):
+    spoken = [item for item in manifest if item.source == "tts"]
+    voices = Counter(item.speaker for item in spoken)
+    assert len(voices) == 16 and min(voices.values()) > 250
+    assert 0.6 < sum(item.render["engine"] == "flite" for item in spoken) / len(spoken) < 0.7
+    words = {word for item in spoken for word in item.text.lower().split()}
+    assert len(words) > 6000 and all(set(word) <= set("abcdefghijklmnopqrstuvwxyz'") for word in words)
+    assert Counter(item.text for item in spoken).most_common(1)[0][1] <= 4
+
+
+def test_any_first_part_of_the_training_speech_is_a_fair_sample(manifest):
+    spoken = [item for item in manifest if item.source == "tts" and item.split == "train"]
+    for part in (spoken[:2000], spoken[-2000:]):
+        assert np.mean([item.duration_s for item in part]) == pytest.approx(
+            np.mean([item.duration_s for item in spoken]), rel=0.05
+        )
+
+
+def test_a_changed_manifest_is_refused(manifest, tmp_path, monkeypatch):
+    (tmp_path / "manifest.sha256").write_text("0" * 64 + "  manifest.jsonl\n")
+    monkeypatch.setattr(corpus, "POCKET_SHA256", tmp_path / "manifest.sha256")
+    with pytest.raises(CorpusError, match=f"expected {'0' * 64}"):
+        read_pocket_manifest()
+
+
+def test_splits_follow_the_key_and_the_shares():
+    shares = {"test": 0.25, "validation": 0.1}
+    keys = [f"text {n}" for n in range(4000)]
+    counts = Counter(split_of(key, shares) for key in keys)
+    assert counts["test"] / 4000 == pytest.approx(0.25, abs=0.02)
+    assert counts["validation"] / 4000 == pytest.approx(0.1, abs=0.02)
+    assert share_of("hello") == share_of("hello") != share_of("world")
+
+
+def test_leaks_are_found_over_all_sources():
+    one = utterance(0)
+    other = replace(utterance(1, "test"), text=one.text.upper() + "!", source="asterisk")
+    sound = AudioItem(id="s/Dog1", path="d1.wav", text="a dog barks", task="audiocaption")
+    assert leaks([one, other]) == {text_key(one.text): {"train", "test"}}
+    assert leaks([sound, replace(sound, id="s/Dog2", split="test")]) == {"s/dog": {"train", "test"}}
+    assert leaks([sound, replace(sound, id="s/Wolf", split="test")]) == {}
+
+
+def test_what_is_there_needs_no_source(empty_cache, monkeypatch):
+    items = [utterance(n) for n in range(3)]
+    place(*items)
+    monkeypatch.setattr(corpus, "fetch_source", lambda source: pytest.fail(f"fetched {source}"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert prepare_corpus(items, progress=False) == items
+
+
+def test_sources_and_the_limit_choose_items(empty_cache):
+    items = [utterance(0, "test"), *(utterance(n) for n in range(1, 5))]
+    items += [replace(utterance(9), source="asterisk", render=None)]
+    place(*items)
+    limited = prepare_corpus(items, tts_limit=2, progress=False)
+    assert [item.id for item in limited] == ["tts/0", "tts/1", "tts/2", "tts/9"]
+    assert prepare_corpus(items, sources=["asterisk"], progress=False) == items[-1:]
+
+
+def test_missing_speech_is_rendered_in_order_and_measured(empty_cache, monkeypatch):
+    items = [replace(utterance(n), duration_s=None) for n in range(6)]
+    place(items[2])
+    rendered = []
+
+    def fake_render(item: AudioItem, root: object) -> float:
+        if item.id == "tts/4":
+            raise RenderError("tts/4 came out empty")
+        rendered.append(item.id)
+        place(item)
+        return 0.5
+
+    monkeypatch.setattr(corpus, "fetch_source", lambda source: source == "flite")
+    monkeypatch.setattr(corpus, "render", fake_render)
+    with pytest.warns(SourceUnavailable) as caught:
+        found = prepare_corpus(items, progress=False)
+    assert [item.id for item in found] == [f"tts/{n}" for n in (0, 1, 2, 3, 5)]
+    assert sorted(rendered) == ["tts/0", "tts/1", "tts/3", "tts/5"]
+    assert {item.duration_s for item in found} == {0.5}
+    messages = [str(warning.message) for warning in caught]
+    assert any("1 of 5 utterances were not rendered; the first: tts/4" in message for message in messages)
+    assert any("lacks 1 of tts" in message for message in messages)
+
+
+def test_missing_sources_are_named_and_the_rest_is_used(empty_cache, monkeypatch):
+    here = replace(utterance(0), source="asterisk", render=None)
+    place(here)
+    monkeypatch.setattr(corpus, "fetch_source", lambda source: False)
+    with pytest.warns(SourceUnavailable, match="lacks 2 of tts"):
+        assert prepare_corpus([here, utterance(1), utterance(2)], progress=False) == [here]
+
+
+def test_no_speech_at_all_is_an_error(empty_cache, monkeypatch):
+    monkeypatch.setattr(corpus, "fetch_source", lambda source: False)
+    sound = AudioItem(id="s/Dog", path="dog.wav", text="a dog barks", task="audiocaption", source="scratch")
+    place(sound)
+    with pytest.warns(SourceUnavailable), pytest.raises(CorpusError, match="No speech source is left"):
+        prepare_corpus([sound, utterance(0)], progress=False)
+    with pytest.raises(CorpusError, match="The plan needs the asterisk prompts"):
+        plan_corpus()
+
+
+@pytest.mark.slow
+def test_the_plan_is_the_committed_manifest(manifest):
+    planned = plan_corpus()
+    assert {item.id: replace(item, duration_s=None) for item in planned} == {
+        item.id: replace(item, duration_s=None) for item in manifest
+    }
+
+
+@pytest.mark.slow
+def test_prepared_audio_has_the_stated_durations(manifest):
+    prepared = prepare_corpus(manifest, tts_limit=50, progress=False)
+    if len(prepared) < 1000:
+        pytest.skip("not all sources can be had here")
+    for item in [item for item in prepared if item.source != "tts"][::5]:
+        audio = load_audio(cache_dir() / item.path, max_duration_s=corpus.MAX_DURATION_S + 0.01)
+        assert len(audio) / 16_000 == pytest.approx(item.duration_s, abs=0.03)

@@ -1,0 +1,123 @@
+"""Recipes: what cannot be is refused, and every field shows in the fingerprint."""
+
+import dataclasses
+import json
+
+import pytest
+
+from audiolm_utils.data.augment import SpanMask, WaveAugment
+from audiolm_utils.models.projector import ProjectorConfig
+from audiolm_utils.study import recipe as module
+from audiolm_utils.study.recipe import RECIPES, TRAINABLE_PARTS, Recipe, Stage, lora_fields
+
+STAGE = Stage("align", "ctc", 10, ("projector",))
+OTHER_STAGE = {
+    "name": "other",
+    "objective": "lm",
+    "steps": 11,
+    "trainable": ("projector", "ctc"),
+    "batch_size": 8,
+    "accumulation": 2,
+    "learning_rate": 2e-3,
+    "lora_learning_rate": 1e-4,
+    "ctc_weight": 0.3,
+    "prompt_repeats": 4,
+    "from_audio": True,
+    "wave_augment": WaveAugment(gain_db=1),
+    "span_mask": SpanMask(time_size=5),
+}
+OTHER = {
+    "name": "other",
+    "scale": "full",
+    "speech_model": "openai/whisper-large-v2",
+    "text_model": "x/y",
+    "audio_token": "<|audio|>",
+    "projector": ProjectorConfig(window_frames=5),
+    "ctc_merges": 500,
+    "compress": False,
+    "lora": lora_fields(4),
+    "speech_lora": lora_fields(4),
+    "stages": (STAGE,),
+    "tts_limit": 100,
+    "seed": 1,
+}
+
+
+def test_every_field_is_covered_here():
+    assert OTHER.keys() == {f.name for f in dataclasses.fields(Recipe)}
+    assert OTHER_STAGE.keys() == {f.name for f in dataclasses.fields(Stage)}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_the_fingerprint_changes_with_each_field(name):
+    base = Recipe("base")
+    assert dataclasses.replace(base, **{name: OTHER[name]}).fingerprint() != base.fingerprint()
+
+
+@pytest.mark.parametrize("name", OTHER_STAGE)
+def test_the_fingerprint_changes_with_each_field_of_a_stage(name):
+    base = Recipe("base", stages=(STAGE,))
+    changed = dataclasses.replace(STAGE, **{name: OTHER_STAGE[name]})
+    assert dataclasses.replace(base, stages=(changed,)).fingerprint() != base.fingerprint()
+
+
+def test_the_fingerprint_repeats_and_follows_the_training_code(monkeypatch):
+    before = Recipe("base").fingerprint()
+    assert before == Recipe("base").fingerprint()
+    assert len(before) == 12 and int(before, 16) >= 0
+    monkeypatch.setattr(module, "TRAINING_VERSION", module.TRAINING_VERSION + 1)
+    assert Recipe("base").fingerprint() != before
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(ValueError, match=r"'align' trains unknown parts \['encoder'\].*speech_lora"):
+        Stage("align", "ctc", 10, ("projector", "encoder"))
+
+
+def test_training_the_encoder_needs_audio():
+    with pytest.raises(ValueError, match="from_audio=True"):
+        Stage("adapt", "ctc", 10, ("speech_lora",))
+    assert Stage("adapt", "ctc", 10, ("speech_lora",), from_audio=True).from_audio
+
+
+def test_recipes_are_frozen_and_know_their_fields():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe("base").seed = 2
+    with pytest.raises(TypeError, match="speach_model"):
+        Recipe("base", speach_model="x")
+
+
+def test_the_configuration_carries_every_part():
+    recipe = Recipe("base", ctc_merges=500, speech_lora=lora_fields(4), compress=True)
+    config = recipe.config(audio_token_id=7, ctc_vocab_size=30)
+    assert (config.audio_token_id, config.ctc_vocab_size, config.ctc_merges, config.compress) == (
+        7,
+        30,
+        500,
+        True,
+    )
+    assert config.projector == recipe.projector.to_dict()
+    assert (config.lora, config.speech_lora) == (recipe.lora, recipe.speech_lora)
+    assert (config.speech_model, config.text_model) == (recipe.speech_model, recipe.text_model)
+
+
+def test_lora_fields():
+    assert lora_fields(8, ("q_proj",)) == {
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "target_modules": ["q_proj"],
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_of_the_table_can_be(name):
+    recipe = RECIPES[name]
+    assert recipe.name == name
+    assert recipe.scale in ("pocket", "full")
+    assert recipe.stages
+    json.dumps(dataclasses.asdict(recipe))
+    for stage in recipe.stages:
+        assert set(stage.trainable) <= set(TRAINABLE_PARTS)
+        assert "lora" not in stage.trainable or recipe.lora
+        assert "speech_lora" not in stage.trainable or recipe.speech_lora
