@@ -120,9 +120,7 @@ def make_config(parts: Path, **fields: Any) -> AudioLMConfig:
     return AudioLMConfig(**{**defaults, **fields})
 
 
-def build(
-    parts: Path, seed: int = 0, **fields: Any
-) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
+def build(parts: Path, seed: int = 0, **fields: Any) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
     """A model and its processor; its CTC head, if asked, reads lower-case letters, apostrophe, space."""
     torch.manual_seed(seed)
     config = make_config(parts, **fields)

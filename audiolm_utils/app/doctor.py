@@ -96,9 +96,7 @@ def cache() -> Check:
     free = shutil.disk_usage(folder).free
     detail = f"{folder}, {free / GIB:.1f} GiB free"
     writable = os.access(folder, os.W_OK)
-    return Check(
-        "cache", writable and free >= MIN_FREE_BYTES, detail, "point AUDIOLM_CACHE at a roomier folder"
-    )
+    return Check("cache", writable and free >= MIN_FREE_BYTES, detail, "point AUDIOLM_CACHE at a roomier folder")
 
 
 def debian_sources() -> Check:

@@ -184,9 +184,7 @@ def read_annotation(path: Path | str, *, source: str = "", split: str = "train")
 
 def write_annotation(path: Path | str, items: Sequence[AudioItem]) -> None:
     """Write items as the published annotation JSON; everything but path, text, task and Q is left out."""
-    rows = [
-        {"path": i.path, "text": i.text, "task": i.task} | ({} if i.Q is None else {"Q": i.Q}) for i in items
-    ]
+    rows = [{"path": i.path, "text": i.text, "task": i.task} | ({} if i.Q is None else {"Q": i.Q}) for i in items]
     text = json.dumps({"annotation": rows}, ensure_ascii=False, indent=1) + "\n"
     with atomic_path(Path(path)) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -32,9 +32,7 @@ def load_audio(path: Path | str, *, max_duration_s: float | None = None) -> np.n
         raise AudioError(f"{path} is not a file; check the path and the data root.")
     if path.suffix.lower() in HEADERLESS:
         codec = HEADERLESS[path.suffix.lower()]
-        raise AudioError(
-            f"{path} has no header; convert it first: ffmpeg -f {codec} -i {path.name} {path.stem}.wav"
-        )
+        raise AudioError(f"{path} has no header; convert it first: ffmpeg -f {codec} -i {path.name} {path.stem}.wav")
     try:
         with sf.SoundFile(path) as file:
             audio, sample_rate = _read_blocks(file, path, max_duration_s), file.samplerate
@@ -75,9 +73,7 @@ def write_wav(path: Path | str, audio: np.ndarray, sample_rate: int = SAMPLE_RAT
     Values beyond full scale are clipped. Raises `AudioError` for audio that is empty, not finite or not 1-D.
     """
     if audio.ndim != 1 or audio.size == 0 or not np.isfinite(audio).all():
-        raise AudioError(
-            f"{path} was not written: expected finite audio (samples,), got shape {audio.shape}."
-        )
+        raise AudioError(f"{path} was not written: expected finite audio (samples,), got shape {audio.shape}.")
     pcm = np.clip(np.rint(audio.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
     with atomic_path(Path(path)) as partial:
         sf.write(partial, pcm, sample_rate, subtype="PCM_16", format="WAV")

@@ -19,5 +19,5 @@ def spoken_words(text: str) -> str:
     text = re.sub(r"\d+", lambda m: f" {num2words(int(m[0]))} ", text.replace(",", " "))
     for sign, word in WORD_SIGNS.items():
         text = text.replace(sign, word)
-    text = re.sub(r"[^a-z' ]", " ", text.replace("’", "'"))
+    text = re.sub(r"[^a-z' ]", " ", text.replace("\u2019", "'"))
     return " ".join(word for word in (w.strip("'") for w in text.split()) if word)

@@ -84,4 +84,9 @@ def score_asr(rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: 
     errors, words = [c[0] for c in counts], [c[1] for c in counts]
     low, high = bootstrap_ci(errors, words, groups=groups, seed=seed)
     value = wer([p[0] for p in pairs], [p[1] for p in pairs])
-    return {"wer": round(value, 4), "ci95": [round(low, 4), round(high, 4)], "n": len(pairs), "words": sum(words)}
+    return {
+        "wer": round(value, 4),
+        "ci95": [round(low, 4), round(high, 4)],
+        "n": len(pairs),
+        "words": sum(words),
+    }

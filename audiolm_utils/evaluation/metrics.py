@@ -64,9 +64,7 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     `ValueError` where the counts differ or no reference has a word.
     """
     _check_pairs(references, hypotheses)
-    pairs = [
-        (normalize_english(r), normalize_english(h)) for r, h in zip(references, hypotheses, strict=True)
-    ]
+    pairs = [(normalize_english(r), normalize_english(h)) for r, h in zip(references, hypotheses, strict=True)]
     kept = [(reference, hypothesis) for reference, hypothesis in pairs if reference]
     if not kept:
         raise ValueError(f"None of {len(pairs)} references has a word after normalising: WER is undefined.")
@@ -136,9 +134,7 @@ def bootstrap_ci(
         np.add.at(sums, [places[group] for group in groups], numbers)
         numbers = sums
     if len(numbers) < 2 or numbers[:, 1].sum() == 0:
-        raise ValueError(
-            f"{len(numbers)} group(s), {numbers[:, 1].sum():g} in total: give 2 or more, and not 0."
-        )
+        raise ValueError(f"{len(numbers)} group(s), {numbers[:, 1].sum():g} in total: give 2 or more, and not 0.")
     generator = np.random.default_rng(seed)
     ratios = []
     for start in range(0, n_resamples, rows := max(1, RESAMPLES_AT_ONCE // len(numbers))):
@@ -155,6 +151,4 @@ def _check_pairs(references: Sequence[object], hypotheses: Sequence[str]) -> Non
     if isinstance(references, str) or isinstance(hypotheses, str):
         raise TypeError("references and hypotheses must be lists, not single strings.")
     if len(references) != len(hypotheses):
-        raise ValueError(
-            f"{len(references)} references for {len(hypotheses)} hypotheses: one each is needed."
-        )
+        raise ValueError(f"{len(references)} references for {len(hypotheses)} hypotheses: one each is needed.")

@@ -95,9 +95,7 @@ def measure_together(
     return {name: Timing.of(times[warmup:]) for name, times in samples.items()}
 
 
-def measure(
-    fn: Callable[[], object], *, warmup: int = 2, repeats: int = 10, device: torch.device | str
-) -> Timing:
+def measure(fn: Callable[[], object], *, warmup: int = 2, repeats: int = 10, device: torch.device | str) -> Timing:
     """Time one function alone, as `measure_together` does."""
     return measure_together({"": fn}, warmup=warmup, repeats=repeats, device=device)[""]
 
@@ -178,9 +176,7 @@ def _tensors(state: object) -> Iterator[torch.Tensor]:
 
 def machine() -> dict[str, str | int | float | None]:
     """Return what a timing depends on: cpu (model), cores usable here, memory_gib, gpu (name, or None)."""
-    models = [
-        line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")
-    ]
+    models = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": models[0] if models else platform.processor() or platform.machine(),

@@ -75,13 +75,9 @@ def read_ct2(path: Path | str) -> dict[str, np.ndarray]:
     path = Path(path)
     cursor = _Cursor(path, path.read_bytes())
     if (version := cursor.number("I")) != FILE_VERSION:
-        raise CT2FormatError(
-            f"{path} is no CTranslate2 file of version {FILE_VERSION}: its first word is {version}."
-        )
+        raise CT2FormatError(f"{path} is no CTranslate2 file of version {FILE_VERSION}: its first word is {version}.")
     if (spec := (cursor.string(), cursor.number("I"))) != SPEC:
-        raise CT2FormatError(
-            f"{path} holds {spec[0]} revision {spec[1]}; expected {SPEC[0]} revision {SPEC[1]}."
-        )
+        raise CT2FormatError(f"{path} holds {spec[0]} revision {spec[1]}; expected {SPEC[0]} revision {SPEC[1]}.")
     variables = dict(_variable(cursor) for _ in range(cursor.number("I")))
     for _ in range(cursor.number("I")):
         alias, name = cursor.string(), cursor.string()
@@ -96,19 +92,13 @@ def read_ct2(path: Path | str) -> dict[str, np.ndarray]:
 def _variable(cursor: _Cursor) -> tuple[str, np.ndarray]:
     name, rank = cursor.string(), cursor.number("B")
     if rank > MAX_RANK:
-        raise CT2FormatError(
-            f"{cursor.path}: variable {name!r} has rank {rank}; expected at most {MAX_RANK}."
-        )
+        raise CT2FormatError(f"{cursor.path}: variable {name!r} has rank {rank}; expected at most {MAX_RANK}.")
     shape = tuple(cursor.number("I") for _ in range(rank))
     if (type_id := cursor.number("B")) not in DTYPES:
-        raise CT2FormatError(
-            f"{cursor.path}: variable {name!r} has type {type_id}; known are {sorted(DTYPES)}."
-        )
+        raise CT2FormatError(f"{cursor.path}: variable {name!r} has type {type_id}; known are {sorted(DTYPES)}.")
     dtype, n_bytes = np.dtype(DTYPES[type_id]).newbyteorder("<"), cursor.number("I")
     if n_bytes != math.prod(shape) * dtype.itemsize:
-        raise CT2FormatError(
-            f"{cursor.path}: variable {name!r} of shape {shape} and {dtype} has {n_bytes} bytes."
-        )
+        raise CT2FormatError(f"{cursor.path}: variable {name!r} of shape {shape} and {dtype} has {n_bytes} bytes.")
     return name, np.frombuffer(cursor.take(n_bytes), dtype).reshape(shape)
 
 
@@ -125,9 +115,7 @@ class _Source:
         self.unused.discard(name)
         value = self.variables[name]
         if value.ndim and value.dtype.kind != "f":
-            raise CT2FormatError(
-                f"{name!r} is quantised to {value.dtype}; expected a float16 or float32 checkpoint."
-            )
+            raise CT2FormatError(f"{name!r} is quantised to {value.dtype}; expected a float16 or float32 checkpoint.")
         return torch.from_numpy(value.astype(np.float32))
 
     def n_layers(self, stack: str) -> int:
@@ -176,9 +164,7 @@ def whisper_from_ct2(variables: dict[str, np.ndarray]) -> tuple[WhisperConfig, d
         max_target_positions=len(state["model.decoder.embed_positions.weight"]),
     )
     if unused := source.unused.difference(IGNORED):
-        raise CT2FormatError(
-            f"The checkpoint holds variables that Whisper has no place for: {sorted(unused)}."
-        )
+        raise CT2FormatError(f"The checkpoint holds variables that Whisper has no place for: {sorted(unused)}.")
     return config, state
 
 
@@ -194,9 +180,7 @@ def _layer(source: _Source, state: dict[str, Tensor], old: str, new: str) -> Non
     _fused(source, state, f"{old}/self_attention/linear_0", f"{new}.self_attn", "qkv")
     _affine(source, state, f"{old}/self_attention/linear_1", f"{new}.self_attn.out_proj")
     if new.startswith("model.decoder."):
-        _affine(
-            source, state, f"{old}/attention/layer_norm", f"{new}.encoder_attn_layer_norm", "gamma", "beta"
-        )
+        _affine(source, state, f"{old}/attention/layer_norm", f"{new}.encoder_attn_layer_norm", "gamma", "beta")
         _fused(source, state, f"{old}/attention/linear_0", f"{new}.encoder_attn", "q")
         _fused(source, state, f"{old}/attention/linear_1", f"{new}.encoder_attn", "kv")
         _affine(source, state, f"{old}/attention/linear_2", f"{new}.encoder_attn.out_proj")

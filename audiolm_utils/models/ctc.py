@@ -29,6 +29,8 @@ class CTCHead(nn.Module):
         embedding_rms: root mean square of the embedding table; sets the first logit scale.
     """
 
+    token_ids: torch.Tensor
+
     def __init__(self, vocab_size: int, hidden_size: int, embedding_rms: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("token_ids", torch.zeros(vocab_size, dtype=torch.long))
@@ -62,9 +64,7 @@ class CTCHead(nn.Module):
             raise ValueError(f"token id {wanted[missing][0].item()} is not in the CTC vocabulary")
         return index + 1
 
-    def loss(
-        self, log_probs: torch.Tensor, lengths: torch.Tensor, targets: Sequence[Sequence[int]]
-    ) -> torch.Tensor:
+    def loss(self, log_probs: torch.Tensor, lengths: torch.Tensor, targets: Sequence[Sequence[int]]) -> torch.Tensor:
         """CTC loss summed over rows; targets are lists of LLM token ids.
 
         A target longer than its audio tokens can carry gives no gradient instead of an infinite one.

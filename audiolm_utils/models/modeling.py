@@ -5,26 +5,22 @@ Shape legend: B batch, S sequence, N audio tokens, D LLM width, V vocabulary.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, cached_file
+from transformers.utils import ModelOutput
 
+from audiolm_utils.models.checkpoint import OwnWeights
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.ctc import CTCHead
 from audiolm_utils.models.llm import add_lora, embedding_rms, is_adapter, load_llm
 from audiolm_utils.models.projector import Projector
-from audiolm_utils.models.splice import IGNORE_INDEX, splice
+from audiolm_utils.models.splice import IGNORE_INDEX, Spliced, splice
 from audiolm_utils.models.weights import resolve
 from audiolm_utils.models.whisper import SpeechEncoder
-
-FROZEN_PARTS = ("speech_encoder.", "language_model.")
 
 
 @dataclass
@@ -53,7 +49,7 @@ class AudioTokens:
     log_probs: torch.Tensor | None
 
 
-class AudioLMForConditionalGeneration(PreTrainedModel):
+class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
     """SALMONN's recipe (Tang et al. 2024) on transformers: frozen encoder, trained projector, LLM with LoRA.
 
     Frozen parts are kept by reference: `save_pretrained` writes the projector, the CTC head and the
@@ -92,7 +88,11 @@ class AudioLMForConditionalGeneration(PreTrainedModel):
 
     @classmethod
     def from_parts(
-        cls, config: AudioLMConfig, *, dtype: torch.dtype = torch.float32, ctc_token_ids: list[int] | None = None
+        cls,
+        config: AudioLMConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        ctc_token_ids: list[int] | None = None,
     ) -> AudioLMForConditionalGeneration:
         """Build a model with loaded frozen parts and a fresh connector.
 
@@ -104,74 +104,6 @@ class AudioLMForConditionalGeneration(PreTrainedModel):
         model = cls(config, encoder, llm)
         if ctc_token_ids is not None and model.ctc is not None:
             model.ctc.set_vocabulary(ctc_token_ids)
-        return model.eval()
-
-    # Saving and loading -----------------------------------------------------------------------------------
-
-    def own_state_dict(self) -> dict[str, torch.Tensor]:
-        """Connector and adapter tensors: everything but the frozen parts."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(FROZEN_PARTS) or is_adapter(k)}
-
-    def load_own_state_dict(self, state: dict[str, torch.Tensor], origin: str = "state dict") -> None:
-        """Load connector and adapters strictly.
-
-        Raises:
-            ValueError: keys are missing or unexpected, or a shape differs; all are listed with `origin`.
-        """
-        own = self.own_state_dict()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        shapes = [
-            f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model"
-            for k in sorted(own.keys() & state.keys())
-            if state[k].shape != own[k].shape
-        ]
-        if missing or unexpected or shapes:
-            raise ValueError(
-                f"{origin} does not fit the model. Missing: {missing}. Unexpected: {unexpected}. "
-                f"Other shapes: {shapes}. Use the configuration it was saved with."
-            )
-        self.load_state_dict(state, strict=False)
-
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | Path,
-        *,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        is_main_process: bool = True,
-        dtype: torch.dtype | None = None,
-        **_: Any,
-    ) -> None:
-        """Write config.json and model.safetensors with connector and adapters; frozen parts stay references.
-
-        `dtype` (such as torch.float16) stores floating tensors in that type; loading casts them back.
-        """
-        if not is_main_process:
-            return
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        own = self.own_state_dict()
-        tensors = {k: (state_dict or own)[k].detach().cpu().contiguous() for k in own}
-        if dtype is not None:
-            tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
-        self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder)
-        save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, **kwargs: Any
-    ) -> AudioLMForConditionalGeneration:
-        """Load frozen parts by reference, then connector and adapters strictly, in eval mode.
-
-        Raises:
-            OSError: the folder or hub id has no config.json or model.safetensors.
-            ValueError: the weights do not fit the configuration.
-        """
-        name = str(pretrained_model_name_or_path)
-        config = kwargs.pop("config", None) or AudioLMConfig.from_pretrained(name, **kwargs)
-        model = cls.from_parts(config, dtype=dtype)
-        weights = cached_file(name, SAFE_WEIGHTS_NAME, **kwargs)
-        model.load_own_state_dict(load_file(weights), origin=str(weights))
         return model.eval()
 
     # Modes ------------------------------------------------------------------------------------------------
@@ -260,7 +192,10 @@ class AudioLMForConditionalGeneration(PreTrainedModel):
         return AudioLMOutput(loss=loss, logits=logits, lm_loss=lm_loss, ctc_loss=ctc_loss)
 
     def align(
-        self, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None, **audio: torch.Tensor
+        self,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **audio: torch.Tensor,
     ) -> torch.Tensor:
         """CTC loss a target token, without the LLM's layers.
 
@@ -269,24 +204,36 @@ class AudioLMForConditionalGeneration(PreTrainedModel):
             num_items_in_batch: target tokens of the whole optimizer step, or None for this batch's.
             audio: see [`embed_audio`].
         """
-        if self.ctc is None:
-            raise ValueError("alignment needs a CTC head: set ctc_vocab_size in the model's configuration")
         tokens = self.embed_audio(**audio)
+        if self.ctc is None or tokens.log_probs is None:
+            raise ValueError("alignment needs a CTC head: set ctc_vocab_size in the model's configuration")
         rows = [row[row != IGNORE_INDEX].tolist() for row in labels]
         total = self.ctc.loss(tokens.log_probs, tokens.counts, rows)
         return total / (num_items_in_batch if num_items_in_batch is not None else max(1, sum(map(len, rows))))
 
-    def _splice(self, tokens: AudioTokens, input_ids, attention_mask, labels, side):
+    def _splice(
+        self,
+        tokens: AudioTokens,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor | None,
+        side: str,
+    ) -> Spliced:
         embeds = self.language_model.get_input_embeddings()(input_ids)
         is_audio = (input_ids == self.config.audio_token_id) & attention_mask.bool()
         return splice(
-            embeds, attention_mask, is_audio, tokens.inputs, tokens.counts, tokens.keep, labels, padding_side=side
+            embeds,
+            attention_mask,
+            is_audio,
+            tokens.inputs,
+            tokens.counts,
+            tokens.keep,
+            labels,
+            padding_side=side,
         )
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any
-    ) -> torch.Tensor:
+    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Answer prompts (B, S) with audio; returns the new tokens (B, up to max_new_tokens).
 
         Greedy unless asked otherwise. Audio tensors as in [`embed_audio`]; everything else goes to the LLM's
@@ -307,19 +254,6 @@ class AudioLMForConditionalGeneration(PreTrainedModel):
         if self.ctc is None or tokens.log_probs is None:
             raise ValueError("this model has no CTC head: set ctc_vocab_size in its configuration")
         return self.ctc.greedy(tokens.log_probs, tokens.counts)
-
-    def trainable_report(self) -> str:
-        """Trainable and total parameters by part, as JSON."""
-        parts = {n: p for n, p in self.named_children()}
-        return json.dumps(
-            {
-                n: {
-                    "trainable": sum(p.numel() for p in m.parameters() if p.requires_grad),
-                    "total": sum(p.numel() for p in m.parameters()),
-                }
-                for n, m in parts.items()
-            }
-        )
 
 
 AutoModel.register(AudioLMConfig, AudioLMForConditionalGeneration)

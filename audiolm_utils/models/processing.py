@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, WhisperFeatureExtractor
+from transformers import (
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    WhisperFeatureExtractor,
+)
 
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.projector import ProjectorConfig
@@ -135,7 +141,7 @@ class AudioLMProcessor(ProcessorMixin):
             messages.insert(0, {"role": "system", "content": self.system_prompt})
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         text: Sequence[str],
         audio: Sequence[np.ndarray] | None = None,

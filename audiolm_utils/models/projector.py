@@ -43,9 +43,7 @@ class ProjectorConfig:
         if self.kind not in PROJECTORS:
             raise ValueError(f"projector kind {self.kind!r} is unknown; expected one of {sorted(PROJECTORS)}")
         if self.kind == "mlp" and self.num_queries != 1:
-            raise ValueError(
-                f"an mlp projector gives 1 token a window, num_queries={self.num_queries} was asked"
-            )
+            raise ValueError(f"an mlp projector gives 1 token a window, num_queries={self.num_queries} was asked")
         if min(self.window_frames, self.num_queries, self.hidden_size) < 1:
             raise ValueError(f"projector sizes must be positive: {self}")
 
@@ -94,13 +92,9 @@ class WindowQFormer(nn.Module):
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(B, F, E), lengths (B,) -> (B, N, D) with N = num_tokens(F)."""
         batch, size = features.shape[0], self.config.window_frames
-        mask = (
-            windows(frame_mask(lengths, features.shape[1])[..., None].float(), size)[..., 0] > 0
-        )  # (B, W, size)
+        mask = windows(frame_mask(lengths, features.shape[1])[..., None].float(), size)[..., 0] > 0  # (B, W, size)
         mask = mask.flatten(0, 1)
-        empty = ~mask.any(
-            -1, keepdim=True
-        )  # a window of padding only: attend anywhere, its tokens are dropped
+        empty = ~mask.any(-1, keepdim=True)  # a window of padding only: attend anywhere, its tokens are dropped
         hidden = windows(self.norm(features), size).flatten(0, 1) + self.position  # (B*W, size, E)
         hidden = self.qformer(
             query_embeds=self.queries.expand(len(hidden), -1, -1),
@@ -164,9 +158,7 @@ class Projector(nn.Module):
         embedding_rms: root mean square of the LLM's embedding table, the scale its first layer expects.
     """
 
-    def __init__(
-        self, config: ProjectorConfig, input_size: int, output_size: int, embedding_rms: float = 1.0
-    ) -> None:
+    def __init__(self, config: ProjectorConfig, input_size: int, output_size: int, embedding_rms: float = 1.0) -> None:
         super().__init__()
         self.config = config
         self.body = PROJECTORS[config.kind](config, input_size, output_size)

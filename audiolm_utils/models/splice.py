@@ -71,5 +71,7 @@ def splice(
     return Spliced(
         inputs_embeds.take_along_dim(order[..., None], 1),
         stay.take_along_dim(order, 1).to(attention_mask.dtype),
-        None if labels is None else labels.take_along_dim(order, 1).masked_fill(~stay.take_along_dim(order, 1), IGNORE_INDEX),
+        None
+        if labels is None
+        else labels.take_along_dim(order, 1).masked_fill(~stay.take_along_dim(order, 1), IGNORE_INDEX),
     )

@@ -55,11 +55,13 @@ def smollm2_135m_instruct() -> Path:
     return _build("smollm2-135m-instruct")
 
 
-def resolve(reference: str) -> str:
+def resolve(reference: str | None) -> str:
     """Return the folder of a `pocket:NAME` reference, building it where absent; others come back unchanged.
 
-    Raises `ValueError` for an unknown name, listing the known ones.
+    Raises `ValueError` for an unknown name, listing the known ones, and for no reference at all.
     """
+    if reference is None:
+        raise ValueError("no checkpoint is named; give a folder, a hub id or a 'pocket:NAME' reference.")
     scheme, separator, name = reference.partition(":")
     if not separator or scheme != "pocket":
         return reference

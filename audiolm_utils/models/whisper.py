@@ -50,9 +50,7 @@ class SpeechEncoder(WhisperEncoder):
         config: WhisperConfig = self.config
         return int(config.d_model)
 
-    def forward(  # type: ignore[override]
-        self, input_features: torch.Tensor, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, input_features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode log-mel features.
 
         Args:
@@ -82,9 +80,7 @@ class SpeechEncoder(WhisperEncoder):
 
         attention_mask = None
         if not bool(mask.all()):
-            attention_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden, attention_mask=mask
-            )
+            attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=mask)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)
         return self.layer_norm(hidden) * mask[..., None], lengths

@@ -12,6 +12,7 @@ from audiolm_utils.models.configuration import ALL_LINEAR_TARGETS, AudioLMConfig
 from audiolm_utils.models.projector import ProjectorConfig
 
 TRAINING_VERSION = 1  # raise it when a change to models/ or training/ changes what training gives
+FRAME_STACK = ProjectorConfig(kind="mlp", window_frames=3, num_layers=0, num_attention_heads=6)
 TRAINABLE_PARTS = ("projector", "ctc", "speech_lora", "lora")
 
 
@@ -76,9 +77,7 @@ class Recipe:
     speech_model: str = "pocket:whisper-tiny.en"
     text_model: str = "pocket:smollm2-135m-instruct"
     audio_token: str = "<empty_output>"
-    projector: ProjectorConfig = ProjectorConfig(
-        kind="mlp", window_frames=4, num_layers=0, num_attention_heads=6
-    )
+    projector: ProjectorConfig = field(default_factory=lambda: FRAME_STACK)
     ctc_merges: int | None = None
     compress: bool = True
     lora: dict[str, Any] | None = field(default_factory=lambda: lora_fields(16))
@@ -116,7 +115,6 @@ WHISPER_LINEAR = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 POCKET_QUICK = Recipe(
     name="pocket-quick",
-    projector=ProjectorConfig(kind="mlp", window_frames=3, num_layers=0, num_attention_heads=6),
     ctc_merges=1000,
     lora=lora_fields(16),
     speech_lora=lora_fields(32, WHISPER_LINEAR),

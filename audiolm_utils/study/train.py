@@ -29,9 +29,7 @@ PARTS = {
 }
 
 
-def build_model(
-    recipe: Recipe, items: Sequence[AudioItem]
-) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
+def build_model(recipe: Recipe, items: Sequence[AudioItem]) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
     """The recipe's untrained model and processor; the CTC vocabulary comes from the items' training texts."""
     set_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.text_model))

@@ -74,6 +74,7 @@ class Collator:
         self.rng = np.random.default_rng(self.seed)
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> BatchFeature:
+        """Model inputs for the objective, padded to the batch's longest clip."""
         items = [s["item"] for s in samples]
         texts = [spoken_words(item.text) for item in items]
         cached = "encoder_features" in samples[0]

@@ -37,15 +37,24 @@ class Entry(NamedTuple):
     crc32: int
 
 
+def effective_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict without LoRA adapters that still are the identity (every B matrix zero)."""
+    state = module.state_dict()
+    if any(tensor.any() for name, tensor in state.items() if "lora_B" in name):
+        return state
+    plain = {name: tensor for name, tensor in state.items() if "lora_" not in name}
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in plain.items()}
+
+
 def module_hash(module: nn.Module, **settings: object) -> str:
     """Return 32 hexadecimal digits that name a module's exact weights and the settings it runs with.
 
     `settings` holds whatever else decides the features and stands in JSON, such as `padded=False`.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(effective_state(module).items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -119,9 +128,7 @@ class FeatureCache:
         """
         values = np.asarray(array)
         if values.ndim != 2 or values.size == 0:
-            raise ValueError(
-                f"The feature {key!r} has shape {values.shape}, not (frames, dim) with both > 0."
-            )
+            raise ValueError(f"The feature {key!r} has shape {values.shape}, not (frames, dim) with both > 0.")
         if self.dim not in (None, values.shape[1]):
             raise ValueError(
                 f"The feature {key!r} has dim {values.shape[1]}, those in {self.folder} have {self.dim}: "
@@ -157,9 +164,7 @@ class FeatureCache:
             self._refresh()
             new = {key: array for key, array in self._pending.items() if key not in self._entries}
             if any(array.shape[1] != self.dim for array in new.values()):
-                raise ValueError(
-                    f"{self.folder} now holds dim {self.dim}: another encoder needs another hash."
-                )
+                raise ValueError(f"{self.folder} now holds dim {self.dim}: another encoder needs another hash.")
             entries: dict[str, Entry] = {}
             offset = self._data_end
             for key, array in new.items():

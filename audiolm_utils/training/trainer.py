@@ -57,6 +57,8 @@ class AudioLMTrainer(Trainer):
         learning_rates: learning rate by the start of a parameter's name; others use `args.learning_rate`.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(
         self, *args: Any, objective: str = "lm", learning_rates: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
@@ -65,7 +67,9 @@ class AudioLMTrainer(Trainer):
         self._loss_shifts_labels = objective == "lm"  # CTC has a target in the first column too
         self.learning_rates = learning_rates or {}
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Loss of the stage's objective, normalised over the whole optimizer step."""
         if self.objective == "ctc":
             loss = self.accelerator.unwrap_model(model).align(**inputs, num_items_in_batch=num_items_in_batch)
@@ -73,7 +77,7 @@ class AudioLMTrainer(Trainer):
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate for each named part; vectors and scalars are not decayed."""
         if self.optimizer is None:
             groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
@@ -88,7 +92,7 @@ class AudioLMTrainer(Trainer):
             )
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -99,6 +103,6 @@ class AudioLMTrainer(Trainer):
         if self.args.should_save:
             self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
         (model or self.model).load_own_state_dict(load_file(path), origin=str(path))

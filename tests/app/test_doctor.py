@@ -19,9 +19,7 @@ def test_report_has_a_line_for_each_part(empty_cache, capsys):
 
 
 def test_a_missing_part_says_how_to_mend_it():
-    assert (
-        str(doctor.Check("cache", False, "full", "make room")) == "MISSING  cache             full; make room"
-    )
+    assert str(doctor.Check("cache", False, "full", "make room")) == "MISSING  cache             full; make room"
     assert str(doctor.Check("gpu", False, "none", "fine", required=False)).startswith("absent ")
     assert "make room" not in str(doctor.Check("cache", True, "empty", "make room"))
 

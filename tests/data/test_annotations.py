@@ -42,9 +42,7 @@ items = st.builds(
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=8),
-    lambda children: (
-        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=4), children, max_size=3)
-    ),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=4), children, max_size=3),
     max_leaves=6,
 )
 rows = st.dictionaries(
@@ -66,9 +64,7 @@ def test_the_studys_tasks():
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    st.lists(items, max_size=5, unique_by=lambda item: item.id), st.sampled_from(["m.jsonl", "m.jsonl.gz"])
-)
+@given(st.lists(items, max_size=5, unique_by=lambda item: item.id), st.sampled_from(["m.jsonl", "m.jsonl.gz"]))
 def test_a_manifest_reads_back_as_written(tmp_path, written, name):
     write_manifest(tmp_path / name, written)
     assert read_manifest(tmp_path / name) == written
@@ -167,9 +163,7 @@ def test_the_published_annotation_reads_back_as_written(tmp_path):
     assert json.loads((tmp_path / "b.json").read_text()) == {"annotation": published}
 
 
-@pytest.mark.parametrize(
-    "content", ["[]", "{}", '{"annotation": 3}', "nonsense", '{"annotation": [{"path": 1}]}']
-)
+@pytest.mark.parametrize("content", ["[]", "{}", '{"annotation": 3}', "nonsense", '{"annotation": [{"path": 1}]}'])
 def test_other_json_is_no_annotation(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(AnnotationError, match=r"a\.json"):

@@ -68,9 +68,7 @@ def test_unusable_samples_are_refused_by_name(tmp_path, name, samples, message):
         load_audio(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("text.wav", b"hello"), ("zero.flac", b""), ("x.raw", b"\0" * 64)]
-)
+@pytest.mark.parametrize(("name", "content"), [("text.wav", b"hello"), ("zero.flac", b""), ("x.raw", b"\0" * 64)])
 def test_unreadable_files_are_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AudioError, match=name):
@@ -109,9 +107,7 @@ def test_a_truncated_file_is_refused_or_shorter_but_never_padded(tmp_path):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    head=st.sampled_from(
-        [b"", b"RIFF\x24\0\0\0WAVEfmt ", b"fLaC\0\0\0\x22", b"OggS\0\2", b"ID3\3", b"\xff\xfb\x90\0"]
-    ),
+    head=st.sampled_from([b"", b"RIFF\x24\0\0\0WAVEfmt ", b"fLaC\0\0\0\x22", b"OggS\0\2", b"ID3\3", b"\xff\xfb\x90\0"]),
     body=st.binary(max_size=400),
     suffix=st.sampled_from([".wav", ".flac", ".ogg", ".mp3", ".raw", ""]),
 )

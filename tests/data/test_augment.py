@@ -87,9 +87,7 @@ LENGTHS = torch.tensor([40, 17, 3, 0])
 @given(seed=st.integers(0, 2**32))
 def test_spans_stay_inside_each_row_and_the_input_untouched(seed):
     features = torch.ones(4, 12, 40)
-    masked = SpanMask(time_spans=3, time_size=20, channel_spans=1, channel_size=5)(
-        features, LENGTHS, rng(seed)
-    )
+    masked = SpanMask(time_spans=3, time_size=20, channel_spans=1, channel_size=5)(features, LENGTHS, rng(seed))
     assert (features == 1).all()
     for row, length in zip(masked, LENGTHS.tolist(), strict=True):
         assert (row[:, length:] == 1).all()

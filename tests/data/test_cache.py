@@ -83,9 +83,7 @@ def test_sha256_of_the_standards_example_and_of_an_empty_file(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     (tmp_path / "empty").touch()
     assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert (
-        sha256_file(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    )
+    assert sha256_file(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 def _count_slowly(path: Path, times: int) -> None:

@@ -46,11 +46,7 @@ def place(*items: AudioItem) -> None:
 def test_the_committed_manifest_is_complete(manifest):
     counts = Counter((item.source, item.split) for item in manifest)
     assert counts["asterisk", "test"] >= 130 and counts["asterisk", "train"] >= 300
-    assert (
-        counts["tts", "test"] >= 200
-        and counts["tts", "validation"] >= 150
-        and counts["tts", "train"] >= 15_000
-    )
+    assert counts["tts", "test"] >= 200 and counts["tts", "validation"] >= 150 and counts["tts", "train"] >= 15_000
     assert {item.source for item in manifest} <= set(LICENCES)
     assert all(item.licence == LICENCES[item.source] for item in manifest)
     assert all(0 < item.duration_s <= 12 and item.task in TASKS for item in manifest)

@@ -90,9 +90,7 @@ def test_the_table_of_recordings_reads_as_english(tmp_path, monkeypatch):
     captions = [item for item in found if item.task == "audiocaption"]
     assert len(captions) > 230 and all(len(item.text.split()) >= 2 for item in captions)
     assert all(item.text.replace("-", " ").replace(" ", "").isalpha() for item in found)
-    assert {item.source for item in found} == set(RECORDINGS) and set(RECORDINGS) <= set(PACKAGES) & set(
-        LICENCES
-    )
+    assert {item.source for item in found} == set(RECORDINGS) and set(RECORDINGS) <= set(PACKAGES) & set(LICENCES)
 
 
 def test_takes_of_one_sound_are_one_recording(tmp_path, monkeypatch):
@@ -113,9 +111,7 @@ def test_a_package_is_unpacked_once_as_an_ordinary_user(empty_cache, tools):
     script(tools, "apt-get", "touch hello_1_all.deb")
     script(tools, "dpkg-deb", 'mkdir -p "$3/usr"; echo unpacked > "$3/usr/file"')
     folder = fetch_debian("hello")
-    assert (
-        folder == empty_cache / "debian" / "hello" and (folder / "usr" / "file").read_text() == "unpacked\n"
-    )
+    assert folder == empty_cache / "debian" / "hello" and (folder / "usr" / "file").read_text() == "unpacked\n"
     assert os.listdir(empty_cache / "debian") == ["hello"]
     (tools / "apt-get").unlink()
     assert fetch_debian("hello") == folder
@@ -144,9 +140,7 @@ def test_a_package_that_cannot_be_had_warns_and_leaves_nothing(empty_cache, tool
 
 
 def test_a_source_lacks_when_one_of_its_packages_does(empty_cache, monkeypatch):
-    monkeypatch.setattr(
-        sources, "fetch_debian", lambda package: None if package == "libflite1" else empty_cache
-    )
+    monkeypatch.setattr(sources, "fetch_debian", lambda package: None if package == "libflite1" else empty_cache)
     assert fetch_source("scratch") and not fetch_source("flite")
 
 

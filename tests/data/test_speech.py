@@ -64,9 +64,7 @@ def test_equal_utterances_share_a_key(text):
 
 def test_fill_uses_every_slot_and_nothing_else():
     slots = {"digit": ["one"], "key": ["star"]}
-    assert (
-        fill("press {digit} or {digit} then {key}", slots, random.Random(0)) == "press one or one then star"
-    )
+    assert fill("press {digit} or {digit} then {key}", slots, random.Random(0)) == "press one or one then star"
 
 
 @pytest.fixture

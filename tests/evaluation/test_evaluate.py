@@ -53,9 +53,7 @@ def test_special_tokens_do_not_leak_and_nothing_else_is_lost(pair, items, tmp_pa
 def test_generation_settings_are_passed_on(pair, items, tmp_path):
     model, processor = pair
     short = answer_items(model, processor, items, tmp_path, progress=False, max_new_tokens=1)
-    assert all(
-        len(processor.tokenizer(r["hypothesis"]).input_ids) <= 4 for r in short
-    )  # one byte's replacement
+    assert all(len(processor.tokenizer(r["hypothesis"]).input_ids) <= 4 for r in short)  # one byte's replacement
 
 
 def test_a_task_without_an_instruction_is_not_answered(pair, tmp_path):
@@ -87,6 +85,4 @@ def test_clips_of_one_text_are_resampled_together():
     clips = [("press one", "press one"), ("dial two", "no no")]
     once, often = score_asr(rows(*clips)), score_asr(rows(*clips * 50))
     assert once["wer"] == often["wer"] == 0.5
-    assert (
-        once["ci95"] == often["ci95"] == [0.0, 1.0]
-    )  # fifty clips of two texts are no more evidence than two
+    assert once["ci95"] == often["ci95"] == [0.0, 1.0]  # fifty clips of two texts are no more evidence than two

@@ -56,8 +56,7 @@ def model() -> WhisperForConditionalGeneration:
 def variables(model) -> dict[str, np.ndarray]:
     """The model's weights as CTranslate2 names and fuses them."""
     state = {
-        name.removeprefix("model."): tensor.numpy().astype(np.float16)
-        for name, tensor in model.state_dict().items()
+        name.removeprefix("model."): tensor.numpy().astype(np.float16) for name, tensor in model.state_dict().items()
     }
     out = {
         f"decoder/{name}": np.array(value, np.int8)
@@ -73,9 +72,7 @@ def variables(model) -> dict[str, np.ndarray]:
     def affine(new: str, *old: str, norm: bool = False) -> None:
         weight, bias = ("gamma", "beta") if norm else ("weight", "bias")
         out[f"{new}/{weight}"] = np.concatenate([state[f"{name}.weight"] for name in old])
-        biases = [
-            state.get(f"{name}.bias", np.zeros(len(state[f"{name}.weight"]), np.float16)) for name in old
-        ]
+        biases = [state.get(f"{name}.bias", np.zeros(len(state[f"{name}.weight"]), np.float16)) for name in old]
         out[f"{new}/{bias}"] = np.concatenate(biases)
 
     for conv in ("conv1", "conv2"):

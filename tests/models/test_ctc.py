@@ -71,9 +71,7 @@ def test_compress_keeps_one_embedding_a_peak_and_the_first_where_none(head, tabl
     assert keep.int().tolist() == [PEAKS, [1, *[0] * 8]]
     probs = log_probs[0, 4].exp()
     mixed = probs[1] * table[5] + probs[2] * table[7] + probs[3] * table[9]
-    torch.testing.assert_close(
-        inputs[0, 4], mixed + probs[0] * head.blank_embedding + 0.05 * audio_tokens[0, 4]
-    )
+    torch.testing.assert_close(inputs[0, 4], mixed + probs[0] * head.blank_embedding + 0.05 * audio_tokens[0, 4])
 
 
 def test_keep_masks_and_read_out_do_not_depend_on_the_batch(head, table):

@@ -84,9 +84,7 @@ def test_the_loss_is_the_llms_own(parts):
     embeds = model.language_model.get_input_embeddings()(batch["input_ids"])
     for i, n in enumerate(tokens.counts.tolist()):
         embeds[i, batch["input_ids"][i] == processor.audio_token_id] = tokens.inputs[i, :n]
-    wanted = model.language_model(
-        inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"]
-    )
+    wanted = model.language_model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"])
     torch.testing.assert_close(model(**batch).loss, wanted.loss)
 
 
@@ -193,11 +191,7 @@ def test_a_pass_changes_nothing(compressed, training):
     model.read_ctc(**audio_of(batch))
     after = state_of(model)
     assert before.keys() == after.keys()
-    changed = [
-        k
-        for k, v in before.items()
-        if not (torch.equal(v, after[k]) if torch.is_tensor(v) else v == after[k])
-    ]
+    changed = [k for k, v in before.items() if not (torch.equal(v, after[k]) if torch.is_tensor(v) else v == after[k])]
     assert changed == []
 
 
@@ -272,13 +266,10 @@ def test_losses_of_micro_batches_add_up_to_that_of_the_large_batch(compressed):
     large = processor(TEXTS, audio=clips(), answers=ANSWERS, ctc_targets=spelled)
     items = int((large["labels"] != -100).sum())
     micro = [
-        processor(t, audio=c, answers=a, ctc_targets=s)
-        for t, c, a, s in ([x[:1] for x in rows], [x[1:] for x in rows])
+        processor(t, audio=c, answers=a, ctc_targets=s) for t, c, a, s in ([x[:1] for x in rows], [x[1:] for x in rows])
     ]
     losses = [model(**batch, num_items_in_batch=items).loss for batch in micro]
-    torch.testing.assert_close(
-        sum(losses), model(**large, num_items_in_batch=items).loss, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(sum(losses), model(**large, num_items_in_batch=items).loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model(**large).loss, model(**large, num_items_in_batch=items).loss)
 
 
@@ -301,9 +292,7 @@ def test_the_llms_vocabulary_is_never_resized(compressed, parts):
 
 def test_a_bfloat16_llm_trains_and_answers(parts):
     config = tiny.make_config(parts, **VARIANTS["compressed"])
-    model = AudioLMForConditionalGeneration.from_parts(
-        config, dtype=torch.bfloat16, ctc_token_ids=list(range(4, 32))
-    )
+    model = AudioLMForConditionalGeneration.from_parts(config, dtype=torch.bfloat16, ctc_token_ids=list(range(4, 32)))
     processor = tiny.build(parts)[1]
     loss = model(**processor(TEXTS, audio=clips(), answers=ANSWERS)).loss
     loss.backward()
@@ -337,9 +326,7 @@ def test_the_file_holds_connector_and_adapters_only(parts, tmp_path):
     model.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     keys = load_file(tmp_path / "model.safetensors").keys()
-    assert {
-        k for k in keys if k.startswith(("speech_encoder.", "language_model.")) and "lora_" not in k
-    } == set()
+    assert {k for k in keys if k.startswith(("speech_encoder.", "language_model.")) and "lora_" not in k} == set()
     assert Counter(k.split(".")[0] for k in keys if "lora_" in k) == {
         "speech_encoder": 8,
         "language_model": 8,

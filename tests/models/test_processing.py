@@ -144,9 +144,7 @@ def test_features_do_not_change_beside_a_louder_longer_clip(processor):
 def test_padded_mode_gives_whispers_own_features_and_count(padding_processor):
     clip = tiny.clip(0.7)
     batch = padding_processor.audio_features([clip])
-    wanted = padding_processor.feature_extractor(
-        clip, sampling_rate=SECOND, return_tensors="pt"
-    ).input_features
+    wanted = padding_processor.feature_extractor(clip, sampling_rate=SECOND, return_tensors="pt").input_features
     torch.testing.assert_close(batch["input_features"], wanted)
     assert batch["feature_lengths"].tolist() == [3000]
     assert padding_processor.num_audio_tokens(len(clip)) == 375

@@ -43,9 +43,7 @@ def test_other_references_come_back_unchanged(reference):
 
 @pytest.mark.parametrize("reference", ["pocket:whisper-tiny", "pocket:", "pocket:../weights"])
 def test_unknown_pocket_weights_are_refused_with_the_known_ones(empty_cache, reference):
-    with pytest.raises(
-        ValueError, match=rf"'{reference}'; known are 'pocket:whisper-tiny.en', 'pocket:smollm2-135m"
-    ):
+    with pytest.raises(ValueError, match=rf"'{reference}'; known are 'pocket:whisper-tiny.en', 'pocket:smollm2-135m"):
         resolve(reference)
 
 
@@ -230,9 +228,7 @@ def smollm2():
 def test_smollm2_knows_the_capital_of_france(smollm2):
     model, tokenizer = smollm2
     messages = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs.input_ids.shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
 

@@ -59,11 +59,7 @@ def test_exactly_the_named_parts_learn(recipe, items, part):
     select_trainable(model, [part])
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
     prefix = {"lora": "language_model.", "speech_lora": "speech_encoder."}.get(part, f"{part}.")
-    wanted = {
-        n
-        for n, _ in model.named_parameters()
-        if n.startswith(prefix) and ("lora" not in part or "lora_" in n)
-    }
+    wanted = {n for n, _ in model.named_parameters() if n.startswith(prefix) and ("lora" not in part or "lora_" in n)}
     assert learning == wanted != set()
 
 
@@ -121,9 +117,7 @@ def test_a_broken_off_stage_goes_on_to_the_same_weights(recipe, items, tmp_path,
 def test_a_language_stage_from_audio_trains_both_adapters(recipe, items, tmp_path):
     model, processor = build_model(recipe, items)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    stage = Stage(
-        "language", "lm", 2, TRAINABLE_PARTS, batch_size=2, accumulation=2, ctc_weight=0.3, from_audio=True
-    )
+    stage = Stage("language", "lm", 2, TRAINABLE_PARTS, batch_size=2, accumulation=2, ctc_weight=0.3, from_audio=True)
     train_stage(recipe, stage, model, processor, items, tmp_path / "language", **QUIET)
     assert model.ctc_weight == 0.3
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}

@@ -75,9 +75,7 @@ def test_encoding_goes_on_where_it_stopped_and_heals(pair, items, tmp_path, monk
 
     def encode(rows):
         encoded.clear()
-        cache = encode_items(
-            model, processor, rows, tmp_path, tmp_path / "features", batch_size=2, progress=False
-        )
+        cache = encode_items(model, processor, rows, tmp_path, tmp_path / "features", batch_size=2, progress=False)
         return cache, sum(encoded)
 
     first, clips = encode(items[:3])

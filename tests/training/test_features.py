@@ -189,9 +189,7 @@ def test_cut_anywhere_it_keeps_a_true_prefix_and_heals(tmp_path_factory, name, s
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    name=st.sampled_from(["features.f16", "index.jsonl"]), share=st.floats(0, 0.999), bit=st.integers(0, 7)
-)
+@given(name=st.sampled_from(["features.f16", "index.jsonl"]), share=st.floats(0, 0.999), bit=st.integers(0, 7))
 def test_any_flipped_bit_gives_no_wrong_array_and_heals(tmp_path_factory, name, share, bit):
     folder = tmp_path_factory.mktemp("flip")
     arrays = {f"clip{n}": features(n, frames=n + 1) for n in range(5)}
@@ -293,9 +291,7 @@ for n in range(40):
 @pytest.mark.slow
 def test_two_processes_may_write_at_once(tmp_path):
     repository = Path(__file__).parents[2]
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], cwd=repository) for name in "ab"
-    ]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], cwd=repository) for name in "ab"]
     assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
     cache = FeatureCache(tmp_path, HASH)
     assert cache.verify() == [] and len(cache) == 120

@@ -119,9 +119,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(built, data, tmp_pa
     }  # 2.5 epochs
     whole = make(built, data, tmp_path / "whole", objective, save_strategy="no", **arguments)
     whole.train()
-    broken = make(
-        built, data, tmp_path / "broken", objective, callbacks=[StopAt(stop)], save_steps=stop, **arguments
-    )
+    broken = make(built, data, tmp_path / "broken", objective, callbacks=[StopAt(stop)], save_steps=stop, **arguments)
     broken.train()
     assert broken.state.global_step == stop
     resumed = make(built, data, tmp_path / "broken", objective, save_strategy="no", **arguments)

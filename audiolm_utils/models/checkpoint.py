@@ -1,0 +1,92 @@
+"""Saving and loading what a model learned: connector and adapters in safetensors, frozen parts by reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+
+from audiolm_utils.models.configuration import AudioLMConfig
+from audiolm_utils.models.llm import is_adapter
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from transformers import PreTrainedModel as Base
+else:
+    Base = object
+
+FROZEN_PARTS = ("speech_encoder.", "language_model.")
+
+
+class OwnWeights(Base):
+    """The part of [`AudioLMForConditionalGeneration`] that reads and writes its own weights, strictly."""
+
+    def own_state_dict(self) -> dict[str, torch.Tensor]:
+        """Connector and adapter tensors: everything but the frozen parts."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(FROZEN_PARTS) or is_adapter(k)}
+
+    def load_own_state_dict(self, state: dict[str, torch.Tensor], origin: str = "state dict") -> None:
+        """Load connector and adapters strictly.
+
+        Raises:
+            ValueError: keys are missing or unexpected, or a shape differs; all are listed with `origin`.
+        """
+        own = self.own_state_dict()
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        shapes = [
+            f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model"
+            for k in sorted(own.keys() & state.keys())
+            if state[k].shape != own[k].shape
+        ]
+        if missing or unexpected or shapes:
+            raise ValueError(
+                f"{origin} does not fit the model. Missing: {missing}. Unexpected: {unexpected}. "
+                f"Other shapes: {shapes}. Use the configuration it was saved with."
+            )
+        self.load_state_dict(state, strict=False)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        is_main_process: bool = True,
+        dtype: torch.dtype | None = None,
+        **_: Any,
+    ) -> None:
+        """Write config.json and model.safetensors with connector and adapters; frozen parts stay references.
+
+        `dtype` (such as torch.float16) stores floating tensors in that type; loading casts them back.
+        """
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        own = self.own_state_dict()
+        tensors = {k: (state_dict or own)[k].detach().cpu().contiguous() for k in own}
+        if dtype is not None:
+            tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
+        save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, **kwargs: Any
+    ) -> Self:
+        """Load frozen parts by reference, then connector and adapters strictly, in eval mode.
+
+        Raises:
+            OSError: the folder or hub id has no config.json or model.safetensors.
+            ValueError: the weights do not fit the configuration.
+        """
+        name = str(pretrained_model_name_or_path)
+        config = kwargs.pop("config", None) or AudioLMConfig.from_pretrained(name, **kwargs)
+        model = cls.from_parts(config, dtype=dtype)
+        weights = cached_file(name, SAFE_WEIGHTS_NAME, **kwargs)
+        model.load_own_state_dict(load_file(weights), origin=str(weights))
+        return model.eval()
