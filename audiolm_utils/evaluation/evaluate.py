@@ -6,22 +6,62 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from audiolm_utils.data.annotations import AudioItem, resolve_path
-from audiolm_utils.data.audio import load_audio
+from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
 from audiolm_utils.data.text import spoken_words
 from audiolm_utils.evaluation.metrics import bootstrap_ci, normalize_english, wer, word_errors
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.training.dataset import INSTRUCTIONS
 
-TOKENS_PER_SECOND = 8  # above any English speaking rate: bounds an answer by its audio
+TOKENS_PER_SECOND = 12  # above any English speaking rate: bounds an answer by its audio
 MIN_NEW_TOKENS = 12
 
 
 @torch.no_grad()
+def answer_clips(
+    model: AudioLMForConditionalGeneration,
+    processor: AudioLMProcessor,
+    clips: Sequence[np.ndarray],
+    instructions: Sequence[str],
+    *,
+    llm: bool = True,
+    **generation: Any,
+) -> list[dict[str, str]]:
+    """Answer a batch of clips greedily, each as it would be alone.
+
+    Args:
+        clips: mono float32 at 16 kHz, up to 30 s each.
+        instructions: one for each clip.
+        llm: False reads CTC only.
+        generation: passed to `generate`, such as num_beams; max_new_tokens replaces the bound by a clip's length.
+
+    Returns:
+        One row a clip: hypothesis (with `llm`), and ctc where the model has a head.
+    """
+    model.eval()
+    batch = processor(instructions, audio=clips).to(model.device)
+    features, lengths = model.speech_encoder(batch.pop("input_features"), batch.pop("feature_lengths"))
+    audio = {"encoder_features": features, "encoder_lengths": lengths}
+    rows: list[dict[str, str]] = [{} for _ in clips]
+    if llm:
+        limits = [MIN_NEW_TOKENS + round(TOKENS_PER_SECOND * len(clip) / SAMPLE_RATE) for clip in clips]
+        if "max_new_tokens" in generation:
+            limits = [generation["max_new_tokens"]] * len(clips)
+        answers = model.generate(**batch, **audio, **{**generation, "max_new_tokens": max(limits)})
+        cut = [a[:limit] for a, limit in zip(answers, limits, strict=True)]  # as if answered alone
+        for row, text in zip(rows, processor.tokenizer.batch_decode(cut, skip_special_tokens=True), strict=True):
+            row["hypothesis"] = text.strip()
+    if model.ctc is not None:
+        for row, ids in zip(rows, model.read_ctc(**audio), strict=True):
+            row["ctc"] = processor.tokenizer.decode(ids).strip()
+    return rows
+
+
 def answer_items(
     model: AudioLMForConditionalGeneration,
     processor: AudioLMProcessor,
@@ -29,44 +69,22 @@ def answer_items(
     root: Path,
     *,
     batch_size: int = 16,
-    llm: bool = True,
     progress: bool = True,
-    **generation: Any,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """Answer each item greedily, and read its CTC beside where the model has a head.
+    """Answer items in batches of like length; rows come back in the items' order.
 
-    Args:
-        items: what to answer; batches are of like length, rows come back in the items' order.
-        llm: False reads CTC only.
-        generation: passed to `generate`, such as num_beams.
-
-    Returns:
-        One row an item: id, source, speaker, reference, hypothesis, ctc (as far as they exist).
+    `options` go to [`answer_clips`]. A row has id, source, speaker and reference beside the answers.
     """
-    model.eval()
     order = sorted(range(len(items)), key=lambda i: items[i].duration_s or 0.0)
     rows: list[dict[str, Any]] = [{} for _ in items]
     for start in tqdm(range(0, len(order), batch_size), "Answering", disable=not progress):
-        picked = order[start : start + batch_size]
-        clips = [load_audio(resolve_path(items[i], root)) for i in picked]
-        batch = processor([INSTRUCTIONS[items[i].task] for i in picked], audio=clips)
-        features, lengths = model.speech_encoder(batch.pop("input_features"), batch.pop("feature_lengths"))
-        audio = {"encoder_features": features, "encoder_lengths": lengths}
-        for i in picked:
-            rows[i] = {"id": items[i].id, "source": items[i].source, "speaker": items[i].speaker}
-            rows[i]["reference"] = items[i].text
-        if llm:
-            limits = [MIN_NEW_TOKENS + round(TOKENS_PER_SECOND * len(clip) / 16_000) for clip in clips]
-            if "max_new_tokens" in generation:
-                limits = [generation["max_new_tokens"]] * len(clips)
-            answers = model.generate(**batch, **audio, **{**generation, "max_new_tokens": max(limits)})
-            cut = [a[:limit] for a, limit in zip(answers, limits, strict=True)]  # as if answered alone
-            texts = processor.tokenizer.batch_decode(cut, skip_special_tokens=True)
-            for i, text in zip(picked, texts, strict=True):
-                rows[i]["hypothesis"] = text.strip()
-        if model.ctc is not None:
-            for i, ids in zip(picked, model.read_ctc(**audio), strict=True):
-                rows[i]["ctc"] = processor.tokenizer.decode(ids).strip()
+        picked = [items[i] for i in order[start : start + batch_size]]
+        clips = [load_audio(resolve_path(item, root)) for item in picked]
+        answers = answer_clips(model, processor, clips, [INSTRUCTIONS[item.task] for item in picked], **options)
+        for i, item, answer in zip(order[start:], picked, answers, strict=False):
+            about = {"id": item.id, "source": item.source, "speaker": item.speaker, "reference": item.text}
+            rows[i] = about | answer
     return rows
 
 

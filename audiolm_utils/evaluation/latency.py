@@ -49,7 +49,7 @@ def profile_answer(
     cached = {"encoder_features": features, "encoder_lengths": lengths}
     prompt = {k: batch[k] for k in ("input_ids", "attention_mask")}
 
-    def answer(tokens: int, **sources: torch.Tensor) -> torch.Tensor:
+    def answer(tokens: int, **sources: Any) -> torch.Tensor:
         return model.generate(**sources, max_new_tokens=tokens, min_new_tokens=tokens)
 
     def time(function: Any, n: int = repeats) -> Timing:

@@ -1,1 +1,18 @@
 """House style and every figure of the presentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from audiolm_utils.figures import quickstart
+from audiolm_utils.figures.style import FIGURES
+
+GENERATORS = (quickstart.generate,)
+
+
+def generate_all(out_dir: Path | str = FIGURES) -> list[Path]:
+    """Draw every figure again from files in the repository; returns the paths written.
+
+    A figure whose measurements are absent is skipped with a warning.
+    """
+    return [path for generate in GENERATORS for path in generate(out_dir)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
@@ -39,3 +40,12 @@ def is_adapter(name: str) -> bool:
 def embedding_rms(model: PreTrainedModel) -> float:
     """Root mean square of the LLM's input embedding table."""
     return float(model.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt())
+
+
+def effective_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict without LoRA adapters that still are the identity (every B matrix zero)."""
+    state = module.state_dict()
+    if any(tensor.any() for name, tensor in state.items() if "lora_B" in name):
+        return state
+    plain = {name: tensor for name, tensor in state.items() if "lora_" not in name}
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in plain.items()}

@@ -5,48 +5,22 @@ Shape legend: B batch, S sequence, N audio tokens, D LLM width, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from audiolm_utils.models.checkpoint import OwnWeights
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.ctc import CTCHead
+from audiolm_utils.models.joint_decoding import CTCLogitsProcessor
 from audiolm_utils.models.llm import add_lora, embedding_rms, is_adapter, load_llm
+from audiolm_utils.models.outputs import AudioLMOutput, AudioTokens
 from audiolm_utils.models.projector import Projector
 from audiolm_utils.models.splice import IGNORE_INDEX, Spliced, splice
 from audiolm_utils.models.weights import resolve
 from audiolm_utils.models.whisper import SpeechEncoder
-
-
-@dataclass
-class AudioLMOutput(ModelOutput):
-    """Losses and logits of one forward pass.
-
-    Attributes:
-        loss: scalar, LM loss plus weighted CTC loss, both a labelled token; None without labels.
-        lm_loss, ctc_loss: its parts, detached scalars; ctc_loss a CTC target token.
-        logits: (labelled positions, V) with labels, else (B, V) of each row's last position.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    lm_loss: torch.Tensor | None = None
-    ctc_loss: torch.Tensor | None = None
-
-
-@dataclass
-class AudioTokens:
-    """What the audio side gives the LLM: inputs (B, N, D), counts (B,), and where kept, a bool mask (B, N)."""
-
-    inputs: torch.Tensor
-    counts: torch.Tensor
-    keep: torch.Tensor | None
-    log_probs: torch.Tensor | None
 
 
 class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
@@ -233,19 +207,31 @@ class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
         )
 
     @torch.no_grad()
-    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def generate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, ctc_decode_weight: float = 0.0, **kwargs: Any
+    ) -> torch.Tensor:
         """Answer prompts (B, S) with audio; returns the new tokens (B, up to max_new_tokens).
 
         Greedy unless asked otherwise. Audio tensors as in [`embed_audio`]; everything else goes to the LLM's
-        own `generate`. A row ends at the LLM's end token, and its remainder is padding.
+        own `generate`. A row ends at the LLM's end token, and its remainder is padding. With `ctc_decode_weight`
+        (0 to 1) CTC checks the answer against the audio; see [`CTCLogitsProcessor`].
         """
         names = ("input_features", "feature_lengths", "encoder_features", "encoder_lengths")
         tokens = self.embed_audio(**{n: kwargs.pop(n) for n in names if n in kwargs})
         spliced = self._splice(tokens, input_ids, attention_mask, None, "left")
         kwargs.setdefault("do_sample", False)
+        if ctc_decode_weight:
+            kwargs["logits_processor"] = [self._ctc_processor(tokens, ctc_decode_weight)]
         return self.language_model.generate(
             inputs_embeds=spliced.inputs_embeds, attention_mask=spliced.attention_mask, **kwargs
         )
+
+    def _ctc_processor(self, tokens: AudioTokens, weight: float) -> CTCLogitsProcessor:
+        if self.ctc is None or tokens.log_probs is None:
+            raise ValueError("ctc_decode_weight needs a CTC head: set ctc_vocab_size in the model's configuration")
+        end = self.language_model.generation_config.eos_token_id
+        end_ids = list(end) if isinstance(end, list | tuple) else [end]
+        return CTCLogitsProcessor(tokens.log_probs, tokens.counts, self.ctc.token_ids, end_ids, weight)
 
     @torch.no_grad()
     def read_ctc(self, **audio: torch.Tensor) -> list[list[int]]:

@@ -147,6 +147,7 @@ class AudioLMProcessor(ProcessorMixin):
         audio: Sequence[np.ndarray] | None = None,
         *,
         answers: Sequence[str] | None = None,
+        answers_as_ctc: bool = False,
         encoder_features: Sequence[np.ndarray] | None = None,
         ctc_targets: Sequence[str] | None = None,
     ) -> BatchFeature:
@@ -157,6 +158,7 @@ class AudioLMProcessor(ProcessorMixin):
             audio: B mono clips at 16 kHz; or
             encoder_features: B cached encoder outputs (frames, E).
             answers: B target texts; adds labels and pads on the right, else pads on the left to generate.
+            answers_as_ctc: spell answers with the tokens CTC reads, so that repeating speech is copying tokens.
             ctc_targets: B texts for the CTC loss, as ctc_labels.
 
         Returns:
@@ -179,7 +181,8 @@ class AudioLMProcessor(ProcessorMixin):
             counts = [int(ProjectorConfig(**self.projector).num_tokens(len(f))) for f in clips]
         prompts = [self._ids(self.prompt(t, n)) for t, n in zip(text, counts, strict=True)]
         end = [self.tokenizer.eos_token_id]
-        targets = [self._ids(a) + end for a in answers] if answers is not None else [[] for _ in prompts]
+        spell = self.ctc_ids if answers_as_ctc else self._ids
+        targets = [spell(a) + end for a in answers] if answers is not None else [[] for _ in prompts]
         batch |= self._pad(prompts, targets, "left" if answers is None else "right")
         if answers is None:
             del batch["labels"]

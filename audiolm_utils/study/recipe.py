@@ -65,6 +65,7 @@ class Recipe:
         audio_token: an existing special token of the LLM.
         projector: see [`ProjectorConfig`].
         ctc_merges: see [`AudioLMProcessor`].
+        answers_as_ctc: spell answers with the tokens CTC reads; see [`AudioLMProcessor`].
         compress: whether the LLM reads CTC peaks or every audio token.
         lora, speech_lora: peft LoraConfig fields, or None.
         stages: in order.
@@ -79,6 +80,7 @@ class Recipe:
     audio_token: str = "<empty_output>"
     projector: ProjectorConfig = field(default_factory=lambda: FRAME_STACK)
     ctc_merges: int | None = None
+    answers_as_ctc: bool = False
     compress: bool = True
     lora: dict[str, Any] | None = field(default_factory=lambda: lora_fields(16))
     speech_lora: dict[str, Any] | None = None
@@ -116,6 +118,7 @@ WHISPER_LINEAR = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 POCKET_QUICK = Recipe(
     name="pocket-quick",
     ctc_merges=1000,
+    answers_as_ctc=True,
     lora=lora_fields(16),
     speech_lora=lora_fields(32, WHISPER_LINEAR),
     stages=(
@@ -123,7 +126,7 @@ POCKET_QUICK = Recipe(
         Stage(
             "language",
             "lm",
-            450,
+            300,
             ("lora",),
             lora_learning_rate=6e-4,
             prompt_repeats=4,
@@ -132,7 +135,7 @@ POCKET_QUICK = Recipe(
         Stage(
             "adapt",
             "ctc",
-            1100,
+            900,
             ("projector", "ctc", "speech_lora"),
             learning_rate=4e-4,
             lora_learning_rate=6e-4,
@@ -144,7 +147,7 @@ POCKET_QUICK = Recipe(
         Stage(
             "joint",
             "lm",
-            300,
+            160,
             ("projector", "ctc", "lora"),
             learning_rate=1e-4,
             lora_learning_rate=2e-4,

@@ -16,7 +16,7 @@ from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.public import an4_test
 from audiolm_utils.evaluation.baselines import cascade, whisper_transcripts
-from audiolm_utils.evaluation.evaluate import answer_items, score_asr
+from audiolm_utils.evaluation.evaluate import answer_clips, answer_items, score_asr
 from audiolm_utils.evaluation.latency import profile_answer
 from audiolm_utils.evaluation.profiling import peak_rss_bytes, weights_bytes
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
@@ -55,9 +55,7 @@ def load_transcriber(recipe: str | Recipe = DEFAULT_RECIPE) -> Callable[[np.ndar
     model, processor = load_model(recipe)
 
     def transcribe(clip: np.ndarray) -> str:
-        batch = processor([INSTRUCTIONS["asr"]], audio=[clip])
-        limit = 12 + round(8 * len(clip) / 16_000)
-        return processor.tokenizer.decode(model.generate(**batch, max_new_tokens=limit)[0], skip_special_tokens=True)
+        return answer_clips(model, processor, [clip], [INSTRUCTIONS["asr"]])[0]["hypothesis"]
 
     return transcribe
 

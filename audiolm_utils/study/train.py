@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.data.annotations import AudioItem
-from audiolm_utils.data.cache import cache_dir
+from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.weights import resolve
@@ -62,7 +64,14 @@ def train_stage(
     folder: Path,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Train one stage in place, resuming from its last checkpoint; returns its row of the result file."""
+    """Train one stage in place and return its row of the result file.
+
+    A finished stage is loaded, an interrupted one resumes from its last checkpoint.
+    """
+    done = folder / "stage.json"
+    if done.is_file():
+        model.load_own_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), origin=str(folder))
+        return json.loads(done.read_text(encoding="utf-8"))
     root = cache_dir()
     select_trainable(model, stage.trainable)
     model.ctc_weight = stage.ctc_weight
@@ -81,7 +90,14 @@ def train_stage(
             seed=recipe.seed,
             **arguments,
         ),
-        data_collator=Collator(processor, stage.objective, stage.wave_augment, stage.span_mask, recipe.seed),
+        data_collator=Collator(
+            processor,
+            stage.objective,
+            answers_as_ctc=recipe.answers_as_ctc,
+            wave_augment=stage.wave_augment,
+            span_mask=stage.span_mask,
+            seed=recipe.seed,
+        ),
         train_dataset=AudioDataset(data, root, cache),
     )
     start = time.perf_counter()
@@ -96,5 +112,6 @@ def train_stage(
         "loss_curve": [[r["step"], round(r["loss"], 4)] for r in losses],
     }
     model.save_pretrained(folder)
-    (folder / "stage.json").write_text(json.dumps(row))
+    with atomic_path(done) as partial:
+        partial.write_text(json.dumps(row), encoding="utf-8")
     return row

@@ -58,12 +58,14 @@ class Collator:
     Attributes:
         processor: the model's.
         objective: "ctc" (labels are CTC targets, no prompt) or "lm" (prompt, answer, CTC targets beside).
+        answers_as_ctc: see [`AudioLMProcessor`].
         wave_augment, span_mask: training augmentation, or None.
         seed: of the augmentation.
     """
 
     processor: AudioLMProcessor
     objective: str = "lm"
+    answers_as_ctc: bool = False
     wave_augment: WaveAugment | None = None
     span_mask: SpanMask | None = None
     seed: int = 0
@@ -84,6 +86,7 @@ class Collator:
         batch = self.processor(
             [INSTRUCTIONS[item.task] for item in items],
             answers=texts,
+            answers_as_ctc=self.answers_as_ctc,
             ctc_targets=texts,
             **{"encoder_features" if cached else "audio": clips},
         )
@@ -121,9 +124,9 @@ def encode_items(
     for start in tqdm(range(0, len(missing), batch_size), "Encoding", disable=not progress or not missing):
         rows = missing[start : start + batch_size]
         inputs = processor.audio_features([load_audio(resolve_path(i, root)) for i in rows])
-        features, lengths = model.speech_encoder(inputs["input_features"], inputs["feature_lengths"])
+        features, lengths = model.speech_encoder(*(tensor.to(model.device) for tensor in inputs.values()))
         for item, row, length in zip(rows, features, lengths.tolist(), strict=True):
-            cache.add(item.id, row[:length].numpy())
+            cache.add(item.id, row[:length].cpu().numpy())
     cache.flush()
     return cache
 

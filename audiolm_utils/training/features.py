@@ -18,6 +18,8 @@ from filelock import FileLock
 from numpy.typing import ArrayLike
 from torch import nn
 
+from audiolm_utils.models.llm import effective_state
+
 FORMAT = 1
 DTYPE = np.dtype("<f2")
 FLUSH_BYTES = 16 * 2**20
@@ -35,15 +37,6 @@ class Entry(NamedTuple):
     offset: int
     frames: int
     crc32: int
-
-
-def effective_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state dict without LoRA adapters that still are the identity (every B matrix zero)."""
-    state = module.state_dict()
-    if any(tensor.any() for name, tensor in state.items() if "lora_B" in name):
-        return state
-    plain = {name: tensor for name, tensor in state.items() if "lora_" not in name}
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in plain.items()}
 
 
 def module_hash(module: nn.Module, **settings: object) -> str:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from audiolm_utils.models.llm import add_lora, embedding_rms, is_adapter, load_llm
+from audiolm_utils.models.llm import add_lora, effective_state, embedding_rms, is_adapter, load_llm
 from tests import tiny
 
 
@@ -28,6 +28,16 @@ def test_only_adapters_train_and_a_fresh_one_changes_nothing(llm):
     trainable = {n for n, p in llm.named_parameters() if p.requires_grad}
     assert trainable == {n for n, _ in llm.named_parameters() if is_adapter(n)}
     assert len(trainable) == 2 * 2 * 2  # A and B, two targets, two layers
+
+
+def test_a_fresh_adapter_leaves_the_effective_state_and_a_trained_one_shows(llm):
+    before = {k: v.clone() for k, v in llm.state_dict().items()}
+    add_lora(llm, {**tiny.LORA, "init_lora_weights": True})
+    fresh = effective_state(llm)
+    assert fresh.keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in fresh.items())
+    next(p for n, p in llm.named_parameters() if "lora_B" in n).data += 1
+    assert effective_state(llm).keys() == llm.state_dict().keys() > {k for k in fresh if "layers" not in k}
 
 
 def test_a_field_that_lora_does_not_have_is_refused(llm):

@@ -44,9 +44,19 @@ def test_kept_tokens_padded_on_the_left():
 
 def test_labels_of_dropped_positions_are_ignored():
     labelled = torch.where(RIGHT_MASK.bool(), torch.arange(6), -100)
-    _, mask, labels = splice(RIGHT, RIGHT_MASK, RIGHT_AUDIO, AUDIO, COUNTS, KEEP, labelled)
-    assert labels.tolist() == [[0, 1, 3, 4, 5], [0, 1, 2, 3, -100]]
+    keep = torch.tensor([[True, True, True], [False, False, False]])
+    _, mask, labels = splice(RIGHT, RIGHT_MASK, RIGHT_AUDIO, AUDIO, COUNTS, keep, labelled)
+    assert labels.tolist() == [[0, 1, 2, 3, 4, 5], [0, 2, 3, -100, -100, -100]]
     assert ((labels != -100) == mask.bool()).all()
+
+
+@pytest.mark.parametrize("keep", [None, KEEP.flip(0)])
+def test_the_padding_of_a_shorter_row_is_not_taken_for_the_next_rows_audio(keep):
+    embeds, mask, _ = splice(
+        RIGHT.flip(0), RIGHT_MASK.flip(0), RIGHT_AUDIO.flip(0), AUDIO.flip(0), COUNTS.flip(0), keep
+    )
+    rows = [row[m.bool(), 0].tolist() for row, m in zip(embeds, mask, strict=True)]
+    assert rows == [[2, 20, 7, 8], [1, 10, 11, 12, 5, 6] if keep is None else [1, 10, 12, 5, 6]]
 
 
 @pytest.mark.parametrize("keep", [None, KEEP])

@@ -34,6 +34,7 @@ OTHER = {
     "audio_token": "<|audio|>",
     "projector": ProjectorConfig(window_frames=5),
     "ctc_merges": 500,
+    "answers_as_ctc": True,
     "compress": False,
     "lora": lora_fields(4),
     "speech_lora": lora_fields(4),

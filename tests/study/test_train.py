@@ -82,7 +82,6 @@ def test_a_stage_trains_its_parts_and_writes_its_row(recipe, items, tmp_path):
     assert all(torch.equal(v, saved.state_dict()[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.xfail(strict=True, reason="the Trainer takes one more step of a finished stage")
 def test_a_finished_stage_is_not_trained_again(recipe, items, tmp_path):
     model, processor = build_model(recipe, items)
     row = train_stage(recipe, ALIGN, model, processor, items, tmp_path / "align", **QUIET)

@@ -116,6 +116,13 @@ def test_a_language_model_batch_has_prompts_spoken_answers_and_ctc_targets(pair,
     assert all(torch.equal(batch[k], wanted[k]) for k in wanted)
 
 
+def test_answers_follow_the_spelling_asked_for(pair, items, tmp_path):
+    _, processor = pair
+    batch = Collator(processor, answers_as_ctc=True)([AudioDataset(items, tmp_path)[0]])
+    labels = batch["labels"][batch["labels"] != -100].tolist()
+    assert labels == [*processor.ctc_ids("press one"), processor.tokenizer.eos_token_id]
+
+
 def test_an_alignment_batch_has_no_prompt(pair, items, cache, tmp_path):
     _, processor = pair
     data = AudioDataset(items, tmp_path, cache)

@@ -1,0 +1,37 @@
+"""What the model's parts hand on.
+
+Shape legend: B batch, N audio tokens, D LLM width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers.utils import ModelOutput
+
+
+class AudioTokens(NamedTuple):
+    """What the audio side gives the LLM: inputs (B, N, D), counts (B,), and where kept, a bool mask (B, N)."""
+
+    inputs: torch.Tensor
+    counts: torch.Tensor
+    keep: torch.Tensor | None
+    log_probs: torch.Tensor | None
+
+
+@dataclass
+class AudioLMOutput(ModelOutput):
+    """Losses and logits of one forward pass.
+
+    Attributes:
+        loss: scalar, LM loss plus weighted CTC loss, both a labelled token; None without labels.
+        lm_loss, ctc_loss: its parts, detached scalars; ctc_loss a CTC target token.
+        logits: (labelled positions, V) with labels, else (B, V) of each row's last position.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    lm_loss: torch.Tensor | None = None
+    ctc_loss: torch.Tensor | None = None
