@@ -135,8 +135,9 @@ def prepare_corpus(
     items = read_pocket_manifest() if items is None else items
     items = [item for item in items if sources is None or item.source in sources]
     if tts_limit is not None:
-        extra = [item.id for item in items if item.source == "tts" and item.split == "train"][tts_limit:]
-        items = [item for item in items if item.id not in set(extra)]
+        synthetic = [item.id for item in items if item.source == "tts" and item.split == "train"]
+        extra = set(synthetic[tts_limit:])
+        items = [item for item in items if item.id not in extra]
     absent = [item for item in items if not (folder / item.path).is_file()]
     needed = {item.render["engine"] if item.render else item.source for item in absent}
     had = {source for source in sorted(needed) if fetch_source(source)}

@@ -69,6 +69,7 @@ class Recipe:
         compress: whether the LLM reads CTC peaks or every audio token.
         lora, speech_lora: peft LoraConfig fields, or None.
         stages: in order.
+        ctc_decode_weight: of CTC in joint decoding; 0 is the LLM alone.
         tts_limit: synthetic training clips used, or None for all.
         seed: of weights, order and augmentation.
     """
@@ -85,6 +86,7 @@ class Recipe:
     lora: dict[str, Any] | None = field(default_factory=lambda: lora_fields(16))
     speech_lora: dict[str, Any] | None = None
     stages: tuple[Stage, ...] = ()
+    ctc_decode_weight: float = 0.0
     tts_limit: int | None = None
     seed: int = 0
 
@@ -145,9 +147,21 @@ POCKET_QUICK = Recipe(
             span_mask=SpanMask(),
         ),
         Stage(
+            "refine",
+            "ctc",
+            600,
+            ("projector", "ctc", "speech_lora"),
+            learning_rate=4e-4,
+            lora_learning_rate=6e-4,
+            prompt_repeats=4,
+            from_audio=True,
+            wave_augment=WaveAugment(),
+            span_mask=SpanMask(),
+        ),
+        Stage(
             "joint",
             "lm",
-            160,
+            120,
             ("projector", "ctc", "lora"),
             learning_rate=1e-4,
             lora_learning_rate=2e-4,

@@ -86,7 +86,7 @@ def results_table(folder: Path = RESULTS) -> pd.DataFrame:
         efficiency = row.get("efficiency", {})
         for test_set, scores in row.get("quality", {}).items():
             line = {"scale": row["scale"], "recipe": row["recipe"], "test set": test_set}
-            for name in ("wer", "ctc_wer", "reference_decoder_wer", "cascade_wer", "n"):
+            for name in ("wer", "joint_wer", "ctc_wer", "reference_decoder_wer", "cascade_wer", "n"):
                 if name in scores:
                     line[name] = scores[name]
             if "ci95" in scores:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from audiolm_utils.data.annotations import AudioItem, manifest_sha256
-from audiolm_utils.data.audio import load_audio
+from audiolm_utils.data.annotations import manifest_sha256
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
-from audiolm_utils.data.public import an4_test
-from audiolm_utils.evaluation.baselines import cascade, whisper_transcripts
-from audiolm_utils.evaluation.evaluate import answer_clips, answer_items, score_asr
-from audiolm_utils.evaluation.latency import profile_answer
-from audiolm_utils.evaluation.profiling import peak_rss_bytes, weights_bytes
-from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
-from audiolm_utils.models.processing import AudioLMProcessor
+from audiolm_utils.evaluation.evaluate import answer_clips
+from audiolm_utils.study.measure import Model, load_folder, measure_efficiency, measure_quality, timing_clip
 from audiolm_utils.study.recipe import RECIPES, Recipe
 from audiolm_utils.study.results import REPOSITORY, provenance, read_result, result_path, write_result
 from audiolm_utils.study.train import build_model, train_stage
@@ -40,22 +33,22 @@ def get_recipe(recipe: str | Recipe) -> Recipe:
     return RECIPES[recipe]
 
 
-def load_model(
-    recipe: str | Recipe = DEFAULT_RECIPE,
-) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
+def load_model(recipe: str | Recipe = DEFAULT_RECIPE) -> Model:
     """The shipped model of a recipe and its processor, in eval mode; frozen parts are fetched where absent."""
     folder = ADAPTERS / get_recipe(recipe).name
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is absent: train it with `python -m audiolm_utils study {folder.name}`")
-    return AudioLMForConditionalGeneration.from_pretrained(folder), AudioLMProcessor.from_pretrained(folder)
+    return load_folder(folder)
 
 
 def load_transcriber(recipe: str | Recipe = DEFAULT_RECIPE) -> Callable[[np.ndarray], str]:
     """A function from a mono 16 kHz clip of up to 30 s to its transcript by the shipped model."""
+    recipe = get_recipe(recipe)
     model, processor = load_model(recipe)
 
     def transcribe(clip: np.ndarray) -> str:
-        return answer_clips(model, processor, [clip], [INSTRUCTIONS["asr"]])[0]["hypothesis"]
+        weight = recipe.ctc_decode_weight
+        return answer_clips(model, processor, [clip], [INSTRUCTIONS["asr"]], ctc_decode_weight=weight)[0]["hypothesis"]
 
     return transcribe
 
@@ -71,78 +64,32 @@ def run_or_load(recipe: str | Recipe = DEFAULT_RECIPE, *, fresh: bool = False) -
         row = read_result(path)
         if (row.get("fingerprint"), row.get("data_sha256")) == (recipe.fingerprint(), sha):
             return row
-    items = prepare_corpus(sources=SPEECH_SOURCES, tts_limit=recipe.tts_limit)
     folder = cache_dir() / "runs" / f"{recipe.name}-{recipe.fingerprint()}-{sha[:8]}"
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
+    items = prepare_corpus(sources=SPEECH_SOURCES, tts_limit=recipe.tts_limit)
+    items = [item for item in items if item.task == "asr"]
     model, processor = build_model(recipe, items)
     stages = [
         train_stage(recipe, stage, model, processor, items, folder / f"{n}-{stage.name}")
         for n, stage in enumerate(recipe.stages)
     ]
-    adapter = ADAPTERS / recipe.name
-    model.save_pretrained(adapter, dtype=torch.float16)
-    row, samples = evaluate_recipe(recipe, items)
-    learned = sum(t.numel() for t in model.own_state_dict().values())
-    row = provenance(recipe, sha) | {"training": {"stages": stages, "trainable_parameters": learned}} | row
+    model.save_pretrained(ADAPTERS / recipe.name, dtype=torch.float16)
+    learned = sum(tensor.numel() for tensor in model.own_state_dict().values() if tensor.is_floating_point())
+    return _measure(recipe, sha, {"stages": stages, "trainable_parameters": learned})
+
+
+def evaluate_recipe(recipe: str | Recipe = DEFAULT_RECIPE) -> dict[str, Any]:
+    """Measure a recipe's shipped model again and rewrite its row; what is said of its training stays."""
+    recipe = get_recipe(recipe)
+    row = read_result(result_path(recipe))
+    return _measure(recipe, row["data_sha256"], row["training"])
+
+
+def _measure(recipe: Recipe, data_sha256: str, training: dict[str, Any]) -> dict[str, Any]:
+    folder = ADAPTERS / recipe.name
+    efficiency = measure_efficiency(folder, timing_clip())
+    quality, samples = measure_quality(recipe, folder)
+    row = provenance(recipe, data_sha256) | {"training": training, "quality": quality, "efficiency": efficiency}
     write_result(recipe, row, samples)
     return row
-
-
-def evaluate_recipe(
-    recipe: str | Recipe = DEFAULT_RECIPE, items: Sequence[AudioItem] | None = None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Measure a recipe's shipped model: quality on every test set that is here, then efficiency on one 3 s clip.
-
-    Returns:
-        the quality and efficiency parts of a result row, and the answers to every test sample.
-    """
-    recipe = get_recipe(recipe)
-    model, processor = load_model(recipe)
-    items = prepare_corpus(sources=SPEECH_SOURCES, tts_limit=0) if items is None else items
-    test = [i for i in items if i.split == "test" and i.task == "asr"]
-    sets = {
-        "asr": ([i for i in test if i.source == "asterisk"], cache_dir()),
-        "asr_tts": ([i for i in test if i.source == "tts"], cache_dir()),
-        "asr_an4": an4_test(),
-    }
-    quality: dict[str, Any] = {}
-    samples: list[dict[str, Any]] = []
-    for name, (chosen, root) in sets.items():
-        if chosen:
-            quality[name], rows = evaluate_asr(model, processor, chosen, root, recipe)
-            samples += [{"test_set": name, **row} for row in rows]
-    clip = timing_clip(sets["asr"][0] or test)
-    efficiency = profile_answer(model, processor, clip, INSTRUCTIONS["asr"])
-    efficiency |= {"weights_bytes": weights_bytes(model), "peak_memory_bytes": peak_rss_bytes()}
-    return {"quality": quality, "efficiency": efficiency}, samples
-
-
-def evaluate_asr(
-    model: AudioLMForConditionalGeneration,
-    processor: AudioLMProcessor,
-    items: Sequence[AudioItem],
-    root: Path,
-    recipe: Recipe,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Word error rates of the LLM's answer, its CTC read-out, and the two baselines on the same clips."""
-    rows = answer_items(model, processor, items, root)
-    clips = [load_audio(root / item.path) for item in items]
-    transcripts = whisper_transcripts(recipe.speech_model, clips)
-    repeated = cascade(recipe.text_model, transcripts)
-    for row, heard, said in zip(rows, transcripts, repeated, strict=True):
-        row |= {"reference_decoder": heard, "cascade": said}
-    scores = score_asr(rows, seed=recipe.seed)
-    for name, key in (("ctc", "ctc"), ("reference_decoder", "reference_decoder"), ("cascade", "cascade")):
-        if key in rows[0]:
-            part = score_asr(rows, key, seed=recipe.seed)
-            scores |= {f"{name}_wer": part["wer"], f"{name}_ci95": part["ci95"]}
-    return scores, rows
-
-
-def timing_clip(items: Sequence[AudioItem], seconds: float = 3.0) -> np.ndarray:
-    """The first `seconds` of the first item that lasts as long; raises ValueError where none does."""
-    for item in items:
-        if (item.duration_s or 0) >= seconds:
-            return load_audio(cache_dir() / item.path)[: round(seconds * 16_000)]
-    raise ValueError(f"no test clip lasts {seconds} s; prepare the corpus with `python -m audiolm_utils data`")

@@ -119,7 +119,8 @@ def encode_items(
     """
     key = module_hash(model.speech_encoder, pad_to_30s=model.config.pad_to_30s)
     cache = FeatureCache(cache_folder, key)
-    missing = sorted((i for i in items if not _holds(cache, i.id)), key=lambda i: i.duration_s or 0)
+    unique = {item.id: item for item in items}.values()
+    missing = sorted((i for i in unique if not _holds(cache, i.id)), key=lambda i: i.duration_s or 0)
     model.eval()
     for start in tqdm(range(0, len(missing), batch_size), "Encoding", disable=not progress or not missing):
         rows = missing[start : start + batch_size]
