@@ -31,6 +31,7 @@ class Stage:
         prompt_repeats: how often recorded speech is seen for each time a synthetic clip is.
         from_audio: encode waveforms in every step (augmented), instead of cached features.
         wave_augment, span_mask: augmentation, or None.
+        seed_offset: added to the recipe's seed, so that two stages see another order and other augmentation.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stage:
     from_audio: bool = False
     wave_augment: WaveAugment | None = None
     span_mask: SpanMask | None = None
+    seed_offset: int = 0
 
     def __post_init__(self) -> None:
         if unknown := set(self.trainable) - set(TRAINABLE_PARTS):
@@ -157,6 +159,7 @@ POCKET_QUICK = Recipe(
             from_audio=True,
             wave_augment=WaveAugment(),
             span_mask=SpanMask(),
+            seed_offset=1,
         ),
         Stage(
             "joint",
@@ -170,6 +173,7 @@ POCKET_QUICK = Recipe(
             from_audio=True,
             wave_augment=WaveAugment(),
             span_mask=SpanMask(),
+            seed_offset=2,
         ),
     ),
 )

@@ -72,7 +72,7 @@ def train_stage(
     if done.is_file():
         model.load_own_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), origin=str(folder))
         return json.loads(done.read_text(encoding="utf-8"))
-    root = cache_dir()
+    root, seed = cache_dir(), recipe.seed + stage.seed_offset
     select_trainable(model, stage.trainable)
     model.ctc_weight = stage.ctc_weight
     data = stage_items(stage, items)
@@ -87,7 +87,7 @@ def train_stage(
             per_device_train_batch_size=stage.batch_size,
             gradient_accumulation_steps=stage.accumulation,
             learning_rate=stage.learning_rate,
-            seed=recipe.seed,
+            seed=seed,
             **arguments,
         ),
         data_collator=Collator(
@@ -96,7 +96,7 @@ def train_stage(
             answers_as_ctc=recipe.answers_as_ctc,
             wave_augment=stage.wave_augment,
             span_mask=stage.span_mask,
-            seed=recipe.seed,
+            seed=seed,
         ),
         train_dataset=AudioDataset(data, root, cache),
     )
