@@ -42,7 +42,7 @@ run: setup apt-lists ## weights, corpus, every notebook, figures and the closing
 	$(PY) -m audiolm_utils results
 
 test: setup apt-lists ## all tests, slow ones and notebooks included
-	$(PY) -m pytest tests $(if $(NOTEBOOKS),--nbmake --nbmake-timeout=$(NBMAKE_TIMEOUT) $(NOTEBOOKS)) $(PYTEST_FLAGS)
+	AUDIOLM_FAST=1 $(PY) -m pytest tests $(if $(NOTEBOOKS),--nbmake --nbmake-timeout=$(NBMAKE_TIMEOUT) $(NOTEBOOKS)) $(PYTEST_FLAGS)
 
 lab: setup ## JupyterLab, opened on notebooks/
 	$(PY) -m jupyterlab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks

@@ -136,7 +136,7 @@ def test_everything_imported_is_declared(repository, requirements, folder, extra
     distributions = metadata.packages_distributions()
     undeclared = set()
     for source in sorted((repository / folder).rglob("*.py")):
-        for module in imported_modules(source) - sys.stdlib_module_names - {"audiolm_utils", "tomllib"}:
+        for module in imported_modules(source) - sys.stdlib_module_names - {"audiolm_utils", "tests", "tomllib"}:
             owners = {canonicalize_name(name) for name in distributions.get(module, [module])}
             if not owners & declared:
                 undeclared.add(f"{source.relative_to(repository)} imports {module}")

@@ -24,7 +24,13 @@ from audiolm_utils.figures.style import (
 )
 from audiolm_utils.study.results import RESULTS, read_result
 
-SYSTEMS = {"": "LLM answer", "ctc_": "CTC read-out", "cascade_": "cascade", "reference_decoder_": "Whisper's decoder"}
+SYSTEMS = {
+    "": "LLM answer",
+    "joint_": "LLM and CTC, joint",
+    "ctc_": "CTC read-out",
+    "cascade_": "cascade",
+    "reference_decoder_": "Whisper's decoder",
+}
 TEST_SETS = {"asr": "recorded prompts", "asr_tts": "synthetic speech", "asr_an4": "AN4"}
 PARTS = {"frontend_s": "log-mel", "encoder_s": "encoder", "connector_s": "connector", "prefill_s": "LLM to 1st token"}
 LIVE_TARGET_WER = 0.45
@@ -116,7 +122,7 @@ def word_error_rate(quality: Mapping[str, Mapping[str, Any]], live: Mapping[str,
             if wer is None or interval is None:
                 continue
             spread = [[max(0.0, wer - interval[0])], [max(0.0, interval[1] - wer)]]
-            axes.errorbar(wer, i, xerr=spread, fmt=MARKERS[i], color=COLOURS[i % 4], capsize=5)
+            axes.errorbar(wer, i, xerr=spread, fmt=MARKERS[i % len(MARKERS)], color=COLOURS[i % 4], capsize=5)
             axes.annotate(f"{wer:.3f}", (wer, i), (0, 9), textcoords="offset points", ha="center", fontsize=11)
         axes.set(title=f"{TEST_SETS[test_set]} (n = {scores['n']})", xlabel="WER, 95 % interval")
         axes.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.7), xlim=(0, None))

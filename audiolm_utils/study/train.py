@@ -84,6 +84,7 @@ def train_stage(
         args=training_arguments(
             folder,
             max_steps=stage.steps,
+            warmup_steps=min(50, stage.steps // 5),
             per_device_train_batch_size=stage.batch_size,
             gradient_accumulation_steps=stage.accumulation,
             learning_rate=stage.learning_rate,

@@ -25,6 +25,7 @@ OTHER_STAGE = {
     "from_audio": True,
     "wave_augment": WaveAugment(gain_db=1),
     "span_mask": SpanMask(time_size=5),
+    "seed_offset": 1,
 }
 OTHER = {
     "name": "other",
@@ -39,6 +40,7 @@ OTHER = {
     "lora": lora_fields(4),
     "speech_lora": lora_fields(4),
     "stages": (STAGE,),
+    "ctc_decode_weight": 0.5,
     "tts_limit": 100,
     "seed": 1,
 }
