@@ -24,6 +24,7 @@ from audiolm_utils.figures.style import (
 )
 from audiolm_utils.study.results import RESULTS, read_result
 
+WER_SHOWN = 1.0
 SYSTEMS = {
     "": "LLM answer",
     "joint_": "LLM and CTC, joint",
@@ -121,11 +122,14 @@ def word_error_rate(quality: Mapping[str, Mapping[str, Any]], live: Mapping[str,
         for i, (wer, interval) in enumerate(shown):
             if wer is None or interval is None:
                 continue
+            if wer > WER_SHOWN:  # beyond the axis: said, not drawn, so that the others stay apart
+                axes.annotate(f"{wer:.2f} →", (WER_SHOWN, i), ha="right", va="center", fontsize=11)
+                continue
             spread = [[max(0.0, wer - interval[0])], [max(0.0, interval[1] - wer)]]
             axes.errorbar(wer, i, xerr=spread, fmt=MARKERS[i % len(MARKERS)], color=COLOURS[i % 4], capsize=5)
             axes.annotate(f"{wer:.3f}", (wer, i), (0, 9), textcoords="offset points", ha="center", fontsize=11)
         axes.set(title=f"{TEST_SETS[test_set]} (n = {scores['n']})", xlabel="WER, 95 % interval")
-        axes.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.7), xlim=(0, None))
+        axes.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.7), xlim=(0, WER_SHOWN))
         axes.set_yticklabels(names)
     return figure
 
