@@ -137,7 +137,7 @@ def word_error_rate(quality: Mapping[str, Mapping[str, Any]], live: Mapping[str,
 @styled()
 def time_to_first_token(efficiency: Mapping[str, Any]) -> Figure:
     """The parts of the time to the first token, stacked, with the whole as measured in one piece."""
-    figure, axes = new_figure(figure={"figsize": (9.0, 2.8)})
+    figure, axes = new_figure(figure={"figsize": (9.0, 3.2)})
     left = 0.0
     for i, (part, name) in enumerate(PARTS.items()):
         ms = 1000 * efficiency[part]["median"]
@@ -147,7 +147,7 @@ def time_to_first_token(efficiency: Mapping[str, Any]) -> Figure:
     reference_line(axes, whole, f"in one piece: {whole:.0f} ms", vertical=True)
     axes.set(yticks=(), xlabel="milliseconds from audio in memory", xlim=(0, 1.05 * max(left, whole)))
     axes.set_title(f"Time to first token, {efficiency['audio_s']:g} s clip, {efficiency['threads']} threads")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=3, fontsize=11)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=11)
     return figure
 
 
