@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from audiolm_utils.data.augment import SpanMask, WaveAugment
@@ -119,6 +119,18 @@ def lora_fields(rank: int, targets: tuple[str, ...] = ALL_LINEAR_TARGETS) -> dic
 
 WHISPER_LINEAR = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
+ADAPT = Stage(
+    "adapt",
+    "ctc",
+    900,
+    ("projector", "ctc", "speech_lora"),
+    learning_rate=4e-4,
+    lora_learning_rate=6e-4,
+    prompt_repeats=4,
+    from_audio=True,
+    wave_augment=WaveAugment(),
+    span_mask=SpanMask(),
+)
 POCKET_QUICK = Recipe(
     name="pocket-quick",
     ctc_merges=1000,
@@ -137,18 +149,7 @@ POCKET_QUICK = Recipe(
             prompt_repeats=4,
             span_mask=SpanMask(2, 10, 0, 0),
         ),
-        Stage(
-            "adapt",
-            "ctc",
-            900,
-            ("projector", "ctc", "speech_lora"),
-            learning_rate=4e-4,
-            lora_learning_rate=6e-4,
-            prompt_repeats=4,
-            from_audio=True,
-            wave_augment=WaveAugment(),
-            span_mask=SpanMask(),
-        ),
+        ADAPT,
         Stage(
             "listen",
             "lm",
@@ -161,19 +162,7 @@ POCKET_QUICK = Recipe(
             span_mask=SpanMask(),
             seed_offset=2,
         ),
-        Stage(
-            "refine",
-            "ctc",
-            600,
-            ("projector", "ctc", "speech_lora"),
-            learning_rate=4e-4,
-            lora_learning_rate=6e-4,
-            prompt_repeats=4,
-            from_audio=True,
-            wave_augment=WaveAugment(),
-            span_mask=SpanMask(),
-            seed_offset=1,
-        ),
+        replace(ADAPT, name="refine", steps=600, seed_offset=1),
     ),
 )
 RECIPES = {recipe.name: recipe for recipe in (POCKET_QUICK,)}
