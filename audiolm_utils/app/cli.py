@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -30,16 +30,30 @@ def weights(args: argparse.Namespace) -> int:
 
 
 def data(args: argparse.Namespace) -> int:
-    """Prepare the pocket corpus and say what it holds, by split and source."""
-    items = resolve_name("audiolm_utils.data.corpus:prepare_corpus")(tts_limit=args.tts_limit)
-    clips: dict[tuple[str, str], int] = defaultdict(int)
+    """Prepare the pocket corpus and the study's two stages, or check an annotation; say what each holds."""
+    if args.check:
+        annotations = "audiolm_utils.data.annotation_table"
+        table = resolve_name(f"{annotations}:read_annotation_table")(args.check)
+        resolve_name(f"{annotations}:check_files")(table, args.root or args.check.parent)
+        print(f"{len(table)} rows are sound and have their files")
+        print(table.to_pandas().value_counts(["task", "split"]).sort_index().to_string())
+        return 0
+    corpus, read_stage = "audiolm_utils.data.corpus", resolve_name("audiolm_utils.data.stages:read_stage")
+    manifests = {"base": resolve_name(f"{corpus}:read_pocket_manifest")()}
+    manifests |= {stage: read_stage(stage) for stage in ("stage1", "stage2")}
+    wanted = [item for items in manifests.values() for item in items]
+    present = {item.path for item in resolve_name(f"{corpus}:prepare_corpus")(wanted, tts_limit=args.tts_limit)}
+    clips: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     seconds: dict[tuple[str, str], float] = defaultdict(float)
-    for item in items:
-        clips[item.split, item.source] += 1
-        seconds[item.split, item.source] += item.duration_s or 0.0
-    print(f"{'split':<12}{'source':<28}{'clips':>8}{'hours':>8}")
-    for split, source in sorted(clips):
-        print(f"{split:<12}{source:<28}{clips[split, source]:>8}{seconds[split, source] / 3600:>8.2f}")
+    for name, items in manifests.items():
+        for item in items:
+            if item.path in present:
+                clips[name, item.task][item.split] += 1
+                seconds[name, item.task] += item.duration_s or 0.0
+    print(f"{'manifest':<10}{'task':<20}{'train':>8}{'validation':>12}{'test':>8}{'hours':>8}")
+    for (name, task), row in clips.items():
+        counts = f"{row['train']:>8}{row['validation']:>12}{row['test']:>8}"
+        print(f"{name:<10}{task:<20}{counts}{seconds[name, task] / 3600:>8.2f}")
     return 0
 
 
@@ -141,8 +155,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--tts-limit",
         type=positive_int,
         metavar="N",
-        help="render only the first N synthetic training clips",
+        help="render only the first N synthetic training clips, and what needs no more than these",
     )
+    sub.add_argument("--check", type=Path, metavar="FILE", help="an annotation JSON or a manifest to check instead")
+    sub.add_argument("--root", type=Path, help="folder that its paths start from (default: that of FILE)")
     sub = command(study)
     sub.add_argument("recipe", nargs="*", help="names of recipes; every one without")
     sub.add_argument("--fresh", action="store_true", help="train again though a matching result exists")
@@ -162,13 +178,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def is_expected(error: Exception) -> bool:
     """Say whether an error is the user's to mend: bad input, the system, or one this package defines."""
-    ours = type(error).__module__.startswith("audiolm_utils")
-    return ours or isinstance(error, (ValueError, OSError, ModuleNotFoundError))
+    return is_ours(error) or isinstance(error, (ValueError, OSError, ModuleNotFoundError))
+
+
+def is_ours(error: Exception) -> bool:
+    """Say whether this package defines the error's class."""
+    return type(error).__module__.startswith("audiolm_utils")
 
 
 def complain(error: Exception) -> None:
-    """Print an error to stderr as one line, `audiolm: ...`, with the mend where an import is missing."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    """Print an error to stderr as one line, or one a problem that ours lists; a missing import with its mend."""
+    separator = "\n  " if is_ours(error) else " "  # ours list problems line by line
+    message = separator.join(line.strip() for line in str(error).splitlines()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):
         name = error.name or ""
         if name.startswith("audiolm_utils"):

@@ -40,7 +40,8 @@ class AudioItem:
     licence: str = ""
     duration_s: float | None = None
     split: str = "train"  # one of SPLITS
-    render: dict[str, Any] | None = None  # text-to-speech only: engine, voice, rate, pitch
+    render: dict[str, Any] | None = None  # of what is rendered here: its engine, and all the engine needs
+    references: tuple[str, ...] | None = None  # further right answers: a caption in other words
 
     def __post_init__(self) -> None:
         for name in ("id", "path", "text", "task", "source", "speaker", "licence", "split"):
@@ -60,6 +61,10 @@ class AudioItem:
             raise ValueError(f"render is {self.render!r}; expected an object or nothing.")
         if self.duration_s is not None and not _is_duration(self.duration_s):
             raise ValueError(f"duration_s is {self.duration_s!r}; expected seconds of 0 or more.")
+        if self.references is not None and not _are_answers(self.references):
+            raise ValueError(f"references is {self.references!r}; expected a tuple of answers, or nothing.")
+        for text in (self.Q or "", *(self.references or ())):
+            text.encode()
         _check_relative(self.path)
 
 
@@ -70,6 +75,10 @@ DEFAULTS = {field.name: field.default for field in fields(AudioItem) if field.de
 def _is_duration(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and math.isfinite(value) and value >= 0
+
+
+def _are_answers(value: Any) -> bool:
+    return isinstance(value, tuple) and value != () and all(isinstance(v, str) and v.strip() for v in value)
 
 
 def _check_relative(path: str) -> None:
@@ -146,6 +155,8 @@ def _items(path: Path, rows: Iterable[tuple[int, Any]]) -> Iterator[AudioItem]:
         if lacking := [name for name in FIELDS if name not in DEFAULTS and name not in row]:
             raise AnnotationError(f"{path} row {number} lacks {', '.join(lacking)}; add it or remove it.")
         known = {name: row[name] for name in FIELDS if name in row and (row[name] is not None)}
+        if isinstance(known.get("references"), list):
+            known["references"] = tuple(known["references"])
         try:
             item = AudioItem(**known)
         except (TypeError, ValueError) as error:

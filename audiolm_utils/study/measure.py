@@ -13,6 +13,7 @@ from audiolm_utils.data.annotations import AudioItem, resolve_path
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus
+from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.data.public import an4_test
 from audiolm_utils.evaluation.baselines import cascade, whisper_transcripts
 from audiolm_utils.evaluation.encoding import padding_cost
@@ -22,7 +23,6 @@ from audiolm_utils.evaluation.profiling import peak_memory_bytes, weights_bytes
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.study.recipe import Recipe
-from audiolm_utils.training.dataset import INSTRUCTIONS
 
 Model = tuple[AudioLMForConditionalGeneration, AudioLMProcessor]
 Rows = list[dict[str, Any]]
@@ -79,7 +79,7 @@ def measure_efficiency(folder: Path, clip: np.ndarray) -> dict[str, Any]:
     """Times of a clip's answer by part, padded against real-length encoding, bytes of weights, and the memory peak of a
     fresh process that answers the clip."""
     model, processor = load_folder(folder)
-    row = profile_answer(model, processor, clip, INSTRUCTIONS["asr"])
+    row = profile_answer(model, processor, clip, test_prompt("asr"))
     return row | {
         "padding": padding_cost(model.speech_encoder, processor, clip),
         "weights_bytes": weights_bytes(model),
@@ -88,7 +88,7 @@ def measure_efficiency(folder: Path, clip: np.ndarray) -> dict[str, Any]:
 
 
 def _answer(clip: np.ndarray, model: Model) -> None:
-    answer_clips(*model, [clip], [INSTRUCTIONS["asr"]])
+    answer_clips(*model, [clip], [test_prompt("asr")])
 
 
 def timing_clip(seconds: float = 3.0) -> np.ndarray:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from audiolm_utils.data.augment import SpanMask, WaveAugment
+from audiolm_utils.data.augment import AugmentedViews, SpanMask, WaveAugment
 from audiolm_utils.models.configuration import ALL_LINEAR_TARGETS, AudioLMConfig
 from audiolm_utils.models.projector import ProjectorConfig
 
 TRAINING_VERSION = 1  # raise it when a change to models/ or training/ changes what training gives
 FRAME_STACK = ProjectorConfig(kind="mlp", window_frames=3, num_layers=0, num_attention_heads=6)
 TRAINABLE_PARTS = ("projector", "ctc", "speech_lora", "lora")
+LATER = {"later": True}  # marks a field that was added after rows were measured; see `Recipe.fingerprint`
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Stage:
         from_audio: encode waveforms in every step (augmented), instead of cached features.
         wave_augment, span_mask: augmentation, or None.
         seed_offset: added to the recipe's seed, so that two stages see another order and other augmentation.
+        tasks: of the items it trains on.
+        views: noise and gain for training on cached features: some changed copies of each clip, or None.
     """
 
     name: str
@@ -48,12 +51,16 @@ class Stage:
     wave_augment: WaveAugment | None = None
     span_mask: SpanMask | None = None
     seed_offset: int = 0
+    tasks: tuple[str, ...] = field(default=("asr",), metadata=LATER)
+    views: AugmentedViews | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if unknown := set(self.trainable) - set(TRAINABLE_PARTS):
             raise ValueError(f"stage {self.name!r} trains unknown parts {sorted(unknown)}; expected {TRAINABLE_PARTS}")
         if "speech_lora" in self.trainable and not self.from_audio:
             raise ValueError(f"stage {self.name!r} trains the speech encoder; it needs from_audio=True")
+        if self.views and self.from_audio:
+            raise ValueError(f"stage {self.name!r} has views of cached features; they need from_audio=False")
 
 
 @dataclass(frozen=True)
@@ -107,9 +114,20 @@ class Recipe:
         )
 
     def fingerprint(self) -> str:
-        """12 hexadecimal digits that change with any field or with the training code's version."""
-        text = json.dumps([TRAINING_VERSION, asdict(self)], sort_keys=True)
+        """12 hexadecimal digits that change with any field or with the training code's version.
+
+        A field marked `LATER` counts only where it differs from its default, so that older rows keep theirs.
+        """
+        text = json.dumps([TRAINING_VERSION, _described(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _described(value: Any) -> Any:
+    """As `dataclasses.asdict`, without the fields marked `LATER` that hold their default."""
+    if is_dataclass(value):
+        kept = [f for f in fields(value) if not f.metadata.get("later") or getattr(value, f.name) != f.default]
+        return {f.name: _described(getattr(value, f.name)) for f in kept}
+    return [_described(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def lora_fields(rank: int, targets: tuple[str, ...] = ALL_LINEAR_TARGETS) -> dict[str, Any]:

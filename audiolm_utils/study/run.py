@@ -12,12 +12,12 @@ import torch
 from audiolm_utils.data.annotations import manifest_sha256
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
+from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.evaluation.evaluate import answer_clips
 from audiolm_utils.study.measure import Model, load_folder, measure_efficiency, measure_quality, timing_clip
 from audiolm_utils.study.recipe import RECIPES, Recipe
 from audiolm_utils.study.results import REPOSITORY, provenance, read_result, result_path, write_result
 from audiolm_utils.study.train import build_model, train_stage
-from audiolm_utils.training.dataset import INSTRUCTIONS
 
 ADAPTERS = REPOSITORY / "data" / "adapters"
 DEFAULT_RECIPE = "pocket-quick"
@@ -48,7 +48,7 @@ def load_transcriber(recipe: str | Recipe = DEFAULT_RECIPE) -> Callable[[np.ndar
 
     def transcribe(clip: np.ndarray) -> str:
         weight = recipe.ctc_decode_weight
-        return answer_clips(model, processor, [clip], [INSTRUCTIONS["asr"]], ctc_decode_weight=weight)[0]["hypothesis"]
+        return answer_clips(model, processor, [clip], [test_prompt("asr")], ctc_decode_weight=weight)[0]["hypothesis"]
 
     return transcribe
 

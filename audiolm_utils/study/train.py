@@ -49,8 +49,8 @@ def select_trainable(model: AudioLMForConditionalGeneration, parts: Sequence[str
 
 
 def stage_items(stage: Stage, items: Sequence[AudioItem]) -> list[AudioItem]:
-    """The stage's training items: recorded speech repeated, synthetic speech once."""
-    train = [i for i in items if i.split == "train" and i.task == "asr"]
+    """The stage's training items: recordings `prompt_repeats` times, synthetic speech once."""
+    train = [i for i in items if i.split == "train" and i.task in stage.tasks]
     recorded = [i for i in train if i.source != "tts"]
     return train + recorded * (stage.prompt_repeats - 1)
 
@@ -76,7 +76,9 @@ def train_stage(
     select_trainable(model, stage.trainable)
     model.ctc_weight = stage.ctc_weight
     data = stage_items(stage, items)
-    cache = None if stage.from_audio else encode_items(model, processor, items, root, root / "features")
+    cache = None
+    if not stage.from_audio:
+        cache = encode_items(model, processor, data, root, root / "features", views=stage.views)
     trainer = AudioLMTrainer(
         model=model,
         objective=stage.objective,
@@ -99,7 +101,7 @@ def train_stage(
             span_mask=stage.span_mask,
             seed=seed,
         ),
-        train_dataset=AudioDataset(data, root, cache),
+        train_dataset=AudioDataset(data, root, cache, stage.views, seed),
     )
     start = time.perf_counter()
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None

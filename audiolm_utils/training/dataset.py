@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,36 +16,65 @@ from transformers import BatchFeature
 
 from audiolm_utils.data.annotations import AudioItem, resolve_path
 from audiolm_utils.data.audio import load_audio
-from audiolm_utils.data.augment import SpanMask, WaveAugment
+from audiolm_utils.data.augment import AugmentedViews, Change, NoiseAndGain, SpanMask, WaveAugment, sample_rng
+from audiolm_utils.data.prompts import test_prompt, training_prompt
 from audiolm_utils.data.text import spoken_words
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
+from audiolm_utils.models.splice import IGNORE_INDEX
 from audiolm_utils.models.whisper import SAMPLES_PER_FRAME
 from audiolm_utils.training.features import FeatureCache, StaleFeature, module_hash
 
-INSTRUCTIONS = {"asr": "Repeat the speech."}
+OBJECTIVES = ("ctc", "lm")
+PROMPTS = ("fixed", "varied")
 
 
 class AudioDataset(Dataset):
     """Items with their waveform, or their cached encoder features where a cache is given.
 
+    `dataset[index]` is a sample as the first epoch sees it, `dataset[index, epoch]` as a later one does: what is
+    drawn for it follows from the seed, the epoch and the item's id, whoever loads it and in whatever order. An
+    item that stands in `items` several times has its own draws each time.
+
     Args:
         items: what to read.
         root: the folder that the items' paths start from.
         cache: encoder features by item id; see [`encode_items`].
+        views: augmented views that the cache holds, one of which is drawn; None gives the clean features.
+        seed: of that drawing.
     """
 
-    def __init__(self, items: Sequence[AudioItem], root: Path, cache: FeatureCache | None = None) -> None:
-        self.items, self.root, self.cache = list(items), Path(root), cache
+    def __init__(
+        self,
+        items: Sequence[AudioItem],
+        root: Path,
+        cache: FeatureCache | None = None,
+        views: AugmentedViews | None = None,
+        seed: int = 0,
+    ) -> None:
+        if views is not None and cache is None:
+            raise ValueError("views are read from a cache: give the one that encode_items returns, or no views")
+        self.items, self.root, self.cache, self.views, self.seed = list(items), Path(root), cache, views, seed
+        seen: Counter[str] = Counter()
+        self.repeats = []
+        for item in self.items:
+            self.repeats.append(seen[item.id])
+            seen[item.id] += 1
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.items[index]
-        if self.cache is not None:
-            return {"item": item, "encoder_features": self.cache[item.id]}
-        return {"item": item, "audio": load_audio(resolve_path(item, self.root))}
+    def __getitem__(self, place: int | tuple[int, int]) -> dict[str, Any]:
+        index, epoch = place if isinstance(place, tuple) else (place, 0)
+        item, repeat = self.items[index], self.repeats[index]
+        sample = {"item": item, "epoch": epoch, "repeat": repeat}
+        if self.cache is None:
+            return {**sample, "audio": load_audio(resolve_path(item, self.root))}
+        key = item.id
+        if self.views is not None:
+            rng = sample_rng(self.seed, epoch, f"{item.id}#pick", repeat)
+            key = self.views.key(item, int(rng.integers(self.views.count)))
+        return {**sample, "encoder_features": self.cache[key]}
 
     def lengths(self) -> list[int]:
         """Approximate length of each sample in encoder frames, for batches of like length."""
@@ -53,52 +83,71 @@ class AudioDataset(Dataset):
 
 @dataclass
 class Collator:
-    """Batches samples for one objective.
+    """Batches samples for one objective; each sample's draws follow from the seed, its epoch and its item's id.
+
+    Answers of the asr task are spoken words, with CTC targets beside; those of every other task stand as written
+    and have no CTC targets.
 
     Attributes:
         processor: the model's.
-        objective: "ctc" (labels are CTC targets, no prompt) or "lm" (prompt, answer, CTC targets beside).
+        objective: "ctc" (labels are CTC targets, no prompt; asr only) or "lm" (prompt, answer, CTC targets beside).
         answers_as_ctc: see [`AudioLMProcessor`].
-        wave_augment, span_mask: training augmentation, or None.
-        seed: of the augmentation.
+        wave_augment, span_mask: training augmentation, or None; waveforms only, features have their views.
+        prompts: "fixed" (the test prompt, the item's text) or "varied" (one of the task's training prompts, and for
+            an item with further references one of its answers, are drawn).
+        seed: of the draws.
     """
 
     processor: AudioLMProcessor
     objective: str = "lm"
     answers_as_ctc: bool = False
-    wave_augment: WaveAugment | None = None
+    wave_augment: WaveAugment | NoiseAndGain | None = None
     span_mask: SpanMask | None = None
+    prompts: str = "fixed"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.objective not in ("ctc", "lm"):
-            raise ValueError(f"objective {self.objective!r} is unknown; expected 'ctc' or 'lm'")
-        self.rng = np.random.default_rng(self.seed)
+        for name, known in (("objective", OBJECTIVES), ("prompts", PROMPTS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} {value!r} is unknown; expected {' or '.join(map(repr, known))}")
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> BatchFeature:
         """Model inputs for the objective, padded to the batch's longest clip."""
         items = [s["item"] for s in samples]
-        texts = [spoken_words(item.text) for item in items]
+        if self.objective == "ctc" and (other := [i for i in items if i.task != "asr"]):
+            raise ValueError(f"{other[0].id} has the task {other[0].task!r}; CTC alignment takes asr items only")
+        rngs = [sample_rng(self.seed, s["epoch"], s["item"].id, s["repeat"]) for s in samples]
+        asked = [self._ask(item, rng) for item, rng in zip(items, rngs, strict=True)]
         cached = "encoder_features" in samples[0]
         clips = [s["encoder_features" if cached else "audio"] for s in samples]
         if self.wave_augment and not cached:
-            clips = [self.wave_augment(clip, self.rng) for clip in clips]
+            clips = [self.wave_augment(c, rng, i.task) for c, rng, i in zip(clips, rngs, items, strict=True)]
         batch = self.processor(
-            [INSTRUCTIONS[item.task] for item in items],
-            answers=texts,
+            [prompt for prompt, _ in asked],
+            answers=[answer for _, answer in asked],
             answers_as_ctc=self.answers_as_ctc,
-            ctc_targets=texts,
+            ctc_targets=[answer if item.task == "asr" else "" for item, (_, answer) in zip(items, asked, strict=True)],
             **{"encoder_features" if cached else "audio": clips},
         )
+        batch["ctc_labels"][[item.task != "asr" for item in items]] = IGNORE_INDEX
         if self.span_mask:
             name, lengths = ("encoder_features", "encoder_lengths") if cached else ("input_features", "feature_lengths")
             features = batch[name].transpose(1, 2) if cached else batch[name]
-            masked = self.span_mask(features, batch[lengths], self.rng)
+            rows = zip(features.split(1), batch[lengths].split(1), rngs, strict=True)
+            masked = torch.cat([self.span_mask(*row) for row in rows])
             batch[name] = masked.transpose(1, 2) if cached else masked
         if self.objective == "ctc":
             batch["labels"] = batch.pop("ctc_labels")
             del batch["input_ids"], batch["attention_mask"]
         return batch
+
+    def _ask(self, item: AudioItem, rng: np.random.Generator) -> tuple[str, str]:
+        """The prompt and the answer of one sample."""
+        prompt, answer = test_prompt(item), item.text
+        if self.prompts == "varied":
+            answers = (item.text, *(item.references or ()))
+            prompt, answer = training_prompt(item, rng), answers[int(rng.integers(len(answers)))]
+        return prompt, spoken_words(answer) if item.task == "asr" else answer
 
 
 @torch.no_grad()
@@ -109,27 +158,38 @@ def encode_items(
     root: Path,
     cache_folder: Path,
     *,
+    views: AugmentedViews | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> FeatureCache:
     """Encode items with the model's speech encoder into a cache on disk, skipping what it already holds.
 
     The cache belongs to the encoder's exact weights and mode, and each entry to its item id, which names the
-    audio; a damaged entry is encoded again.
+    audio; a damaged entry is encoded again. With `views` those stand beside the clean features, under
+    [`AugmentedViews.key`]; a view that leaves its clip as it is costs nothing.
     """
     key = module_hash(model.speech_encoder, pad_to_30s=model.config.pad_to_30s)
     cache = FeatureCache(cache_folder, key)
-    unique = {item.id: item for item in items}.values()
-    missing = sorted((i for i in unique if not _holds(cache, i.id)), key=lambda i: i.duration_s or 0)
+    wanted: dict[str, tuple[AudioItem, Change | None]] = {item.id: (item, None) for item in items}
+    if views is not None:
+        for item, _ in list(wanted.values()):
+            for view in range(views.count):
+                wanted.setdefault(views.key(item, view), (item, views.change(item, view)))
+    missing = sorted((k for k in wanted if not _holds(cache, k)), key=lambda k: wanted[k][0].duration_s or 0)
     model.eval()
     for start in tqdm(range(0, len(missing), batch_size), "Encoding", disable=not progress or not missing):
-        rows = missing[start : start + batch_size]
-        inputs = processor.audio_features([load_audio(resolve_path(i, root)) for i in rows])
+        keys = missing[start : start + batch_size]
+        inputs = processor.audio_features([_clip(*wanted[k], root, views) for k in keys])
         features, lengths = model.speech_encoder(*(tensor.to(model.device) for tensor in inputs.values()))
-        for item, row, length in zip(rows, features, lengths.tolist(), strict=True):
-            cache.add(item.id, row[:length].cpu().numpy())
+        for name, row, length in zip(keys, features, lengths.tolist(), strict=True):
+            cache.add(name, row[:length].cpu().numpy())
     cache.flush()
     return cache
+
+
+def _clip(item: AudioItem, change: Change | None, root: Path, views: AugmentedViews | None) -> np.ndarray:
+    audio = load_audio(resolve_path(item, root))
+    return audio if change is None or views is None else views.augment.apply(audio, change)[0]
 
 
 def _holds(cache: FeatureCache, key: str) -> bool:
@@ -140,5 +200,6 @@ def _holds(cache: FeatureCache, key: str) -> bool:
 
 
 def ctc_vocabulary(processor: AudioLMProcessor, items: Sequence[AudioItem]) -> list[int]:
-    """LLM token ids that occur in the items' spoken words, sorted: what the CTC head may read."""
-    return sorted({t for item in items for t in processor.ctc_ids(spoken_words(item.text))})
+    """LLM token ids that occur in the spoken words of the asr items, sorted: what the CTC head may read."""
+    texts = (spoken_words(item.text) for item in items if item.task == "asr")
+    return sorted({token for text in texts for token in processor.ctc_ids(text)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ def training_arguments(output_dir: Path | str, **kwargs: Any) -> TrainingArgumen
 
 
 class EpochSampler(LengthGroupedSampler):
-    """Samples of like length together, in an order that follows from seed and epoch: resuming keeps it."""
+    """Samples of like length together, as (index, epoch), in an order that follows from seed and epoch.
+
+    A resumed run keeps the order, and the epoch tells the dataset what to draw, in whichever process it runs.
+    """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -46,7 +50,11 @@ class EpochSampler(LengthGroupedSampler):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch; the Trainer calls it before each."""
+        self.epoch = epoch
         self.generator.manual_seed(self.seed + epoch)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(index, self.epoch) for index in super().__iter__()])
 
 
 class AudioLMTrainer(Trainer):

@@ -135,19 +135,40 @@ def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
     assert ran == [("b", True), ("a", False), ("b", False)]
 
 
-def test_data_counts_clips_and_hours_by_split_and_source(monkeypatch, capsys):
-    limits = []
+def test_data_counts_the_clips_at_hand_and_hours_by_manifest_and_task(monkeypatch, capsys):
+    def item(path: str, task: str = "asr", split: str = "train") -> SimpleNamespace:
+        return SimpleNamespace(path=path, task=task, split=split, duration_s=900.0)
 
-    def prepare_corpus(tts_limit):
-        limits.append(tts_limit)
-        row = {"split": "train", "source": "flite", "duration_s": 900.0}
-        return [SimpleNamespace(**row), SimpleNamespace(**row), SimpleNamespace(**row | {"split": "test"})]
+    stages = {"stage1": [item("a")], "stage2": [item("a", "QA"), item("b", "QA", "test"), item("gone", "QA")]}
 
-    provide(monkeypatch, "audiolm_utils.data.corpus", prepare_corpus=prepare_corpus)
+    def prepare_corpus(items, tts_limit):
+        assert tts_limit == 3
+        return [i for i in items if i.path != "gone"]
+
+    read = {"read_pocket_manifest": lambda: [item("a"), item("b", split="test")], "prepare_corpus": prepare_corpus}
+    provide(monkeypatch, "audiolm_utils.data.corpus", **read)
+    provide(monkeypatch, "audiolm_utils.data.stages", read_stage=stages.__getitem__)
     assert cli.main(["data", "--tts-limit", "3"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert lines == [["test", "flite", "1", "0.25"], ["train", "flite", "2", "0.50"]]
-    assert limits == [3]
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["base", "asr", "1", "0", "1", "0.50"],
+        ["stage1", "asr", "1", "0", "0", "0.25"],
+        ["stage2", "QA", "1", "0", "1", "0.50"],
+    ]
+
+
+def test_data_checks_an_annotation_and_names_all_its_problems(capsys, tiny_clip):
+    rows = [{"path": tiny_clip.name, "text": "good morning", "task": "asr"}]
+    annotation = tiny_clip.with_name("annotation.json")
+    annotation.write_text(json.dumps({"annotation": rows}))
+    assert cli.main(["data", "--check", str(annotation)]) == 0
+    assert "1 rows are sound" in capsys.readouterr().out
+    assert cli.main(["data", "--check", str(annotation), "--root", str(tiny_clip.parent / "elsewhere")]) == 1
+    rows += [{"path": "absent.wav", "text": "x", "task": "sing"}, {"path": "../x.wav", "text": "x", "task": "asr"}]
+    annotation.write_text(json.dumps({"annotation": rows}))
+    capsys.readouterr()
+    assert cli.main(["data", "--check", str(annotation)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "row 2" in lines[0] and "row 3" in lines[1] and len(lines) == 2
 
 
 def test_transcribe_names_and_skips_a_bad_file(monkeypatch, capsys, tiny_clip, tmp_path):

@@ -39,6 +39,7 @@ items = st.builds(
     duration_s=st.none() | st.floats(0, 1e6),
     split=st.sampled_from(SPLITS),
     render=st.none() | st.fixed_dictionaries({"engine": words, "rate": st.floats(0.5, 2)}),
+    references=st.none() | st.lists(words, min_size=1, max_size=3).map(tuple),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=8),
@@ -46,7 +47,7 @@ json_values = st.recursive(
     max_leaves=6,
 )
 rows = st.dictionaries(
-    st.sampled_from(["id", "path", "text", "task", "Q", "split", "duration_s", "other"]),
+    st.sampled_from(["id", "path", "text", "task", "Q", "split", "duration_s", "references", "other"]),
     json_values | st.sampled_from(["asr", "a.wav", "/etc/passwd", "../up.wav", "train"]),
 )
 
@@ -81,6 +82,12 @@ def test_a_manifest_has_the_same_bytes_each_time(tmp_path):
     assert manifest_sha256(written) != manifest_sha256(written[::-1])
 
 
+def test_references_stand_last_and_only_where_there_are_some():
+    line = manifest_text([replace(ITEM, references=("hello, world", "hi"))])
+    assert json.loads(line) == ROW | {"references": ["hello, world", "hi"], "split": "train"}
+    assert "references" not in manifest_text([ITEM])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -100,6 +107,11 @@ def test_a_manifest_has_the_same_bytes_each_time(tmp_path):
         ({"duration_s": float("nan")}, "duration_s is nan"),
         ({"Q": 5}, "Q is 5"),
         ({"render": "flite"}, "render is 'flite'"),
+        ({"Q": "\ud800"}, "surrogates not allowed"),
+        ({"references": "a dog"}, "references is 'a dog'"),
+        ({"references": []}, r"references is \(\)"),
+        ({"references": ["a dog", " "]}, "references is"),
+        ({"references": ["\ud800"]}, "surrogates not allowed"),
         ({"id": "first"}, "repeats the id 'first' of row 1"),
     ],
 )

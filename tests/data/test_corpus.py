@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from audiolm_utils.data import corpus
-from audiolm_utils.data.annotations import TASKS, AudioItem
+from audiolm_utils.data.annotations import TASKS, AudioItem, manifest_sha256
 from audiolm_utils.data.audio import load_audio, write_wav
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import (
     CorpusError,
-    leaks,
     plan_corpus,
     prepare_corpus,
     read_pocket_manifest,
-    share_of,
-    split_of,
+    refuse_leaks,
+    write_committed,
 )
-from audiolm_utils.data.sources import LICENCES, SourceUnavailable
+from audiolm_utils.data.sources import LICENCES, RECORDINGS, SourceUnavailable
 from audiolm_utils.data.speech import RenderError, text_key
+from audiolm_utils.data.splits import leaks
 
 HOW = {"engine": "flite", "voice": "slt", "rate": 1.0, "pitch": 1.0}
 
@@ -31,10 +31,24 @@ def manifest() -> list[AudioItem]:
     return read_pocket_manifest()
 
 
+@pytest.fixture
+def bare_cache(empty_cache, monkeypatch) -> None:
+    """An empty cache beside an empty committed manifest, which takes no time to read."""
+    monkeypatch.setattr(corpus, "read_pocket_manifest", list)
+
+
 def utterance(n: int, split: str = "train") -> AudioItem:
     return AudioItem(
         id=f"tts/{n}", path=f"tts/{n}.wav", text=f"say {'a' * (n + 1)}", task="asr", source="tts",
         split=split, duration_s=0.5, render=HOW,
+    )  # fmt: skip
+
+
+def scene(name: str, *parts: AudioItem) -> AudioItem:
+    events = [{"id": item.id, "path": item.path, "onset": 0, "gain_db": 0.0} for item in parts]
+    return AudioItem(
+        id=f"scene/{name}", path=f"scenes/{name}.wav", text="a dog barks", task="audiocaption", source="scenes",
+        split=parts[0].split, duration_s=0.5, render={"engine": "scene", "events": events},
     )  # fmt: skip
 
 
@@ -44,6 +58,7 @@ def place(*items: AudioItem) -> None:
 
 
 def test_the_committed_manifest_is_complete(manifest):
+    assert manifest_sha256(manifest) == "fc0730b83c657ed28620f681212dea16efe7087b372b12d112e4f35646b9094b"
     counts = Counter((item.source, item.split) for item in manifest)
     assert counts["asterisk", "test"] >= 130 and counts["asterisk", "train"] >= 300
     assert counts["tts", "test"] >= 200 and counts["tts", "validation"] >= 150 and counts["tts", "train"] >= 15_000
@@ -87,31 +102,16 @@ def test_any_first_part_of_the_training_speech_is_a_fair_sample(manifest):
 
 
 def test_a_changed_manifest_is_refused(manifest, tmp_path, monkeypatch):
+    write_committed(tmp_path / "manifest.jsonl.gz", manifest[:3])
+    monkeypatch.setattr(corpus, "POCKET_MANIFEST", tmp_path / "manifest.jsonl.gz")
+    assert read_pocket_manifest() == manifest[:3]
+    assert (tmp_path / "manifest.sha256").read_text() == f"{manifest_sha256(manifest[:3])}  manifest.jsonl\n"
     (tmp_path / "manifest.sha256").write_text("0" * 64 + "  manifest.jsonl\n")
-    monkeypatch.setattr(corpus, "POCKET_SHA256", tmp_path / "manifest.sha256")
     with pytest.raises(CorpusError, match=f"expected {'0' * 64}"):
         read_pocket_manifest()
 
 
-def test_splits_follow_the_key_and_the_shares():
-    shares = {"test": 0.25, "validation": 0.1}
-    keys = [f"text {n}" for n in range(4000)]
-    counts = Counter(split_of(key, shares) for key in keys)
-    assert counts["test"] / 4000 == pytest.approx(0.25, abs=0.02)
-    assert counts["validation"] / 4000 == pytest.approx(0.1, abs=0.02)
-    assert share_of("hello") == share_of("hello") != share_of("world")
-
-
-def test_leaks_are_found_over_all_sources():
-    one = utterance(0)
-    other = replace(utterance(1, "test"), text=one.text.upper() + "!", source="asterisk")
-    sound = AudioItem(id="s/Dog1", path="d1.wav", text="a dog barks", task="audiocaption")
-    assert leaks([one, other]) == {text_key(one.text): {"train", "test"}}
-    assert leaks([sound, replace(sound, id="s/Dog2", split="test")]) == {"s/dog": {"train", "test"}}
-    assert leaks([sound, replace(sound, id="s/Wolf", split="test")]) == {}
-
-
-def test_what_is_there_needs_no_source(empty_cache, monkeypatch):
+def test_what_is_there_needs_no_source(bare_cache, monkeypatch):
     items = [utterance(n) for n in range(3)]
     place(*items)
     monkeypatch.setattr(corpus, "fetch_source", lambda source: pytest.fail(f"fetched {source}"))
@@ -120,7 +120,7 @@ def test_what_is_there_needs_no_source(empty_cache, monkeypatch):
         assert prepare_corpus(items, progress=False) == items
 
 
-def test_sources_and_the_limit_choose_items(empty_cache):
+def test_sources_and_the_limit_choose_items(bare_cache):
     items = [utterance(0, "test"), *(utterance(n) for n in range(1, 5))]
     items += [replace(utterance(9), source="asterisk", render=None)]
     place(*items)
@@ -129,7 +129,50 @@ def test_sources_and_the_limit_choose_items(empty_cache):
     assert prepare_corpus(items, sources=["asterisk"], progress=False) == items[-1:]
 
 
-def test_missing_speech_is_rendered_in_order_and_measured(empty_cache, monkeypatch):
+def test_the_limit_counts_clips_and_drops_what_needs_later_ones(bare_cache):
+    items = [utterance(n) for n in range(4)]
+    asked = replace(items[3], id="QA/tts/3", task="QA", Q="what is said?", render=None)
+    scenes = [scene("early", items[0], items[1]), scene("late", items[1], items[3])]
+    place(*items, *scenes)
+    limited = prepare_corpus([*scenes, asked, *items], tts_limit=2, progress=False)
+    assert [item.id for item in limited] == ["scene/early", "tts/0", "tts/1"]
+
+
+def test_the_limit_counts_in_the_order_of_the_committed_manifest(bare_cache, monkeypatch, manifest):
+    monkeypatch.setattr(corpus, "read_pocket_manifest", lambda: manifest)
+    clips = [item for item in manifest if corpus.is_training_clip(item)]
+    items = [clips[500], clips[3], manifest[0], clips[499]]
+    place(*items)
+    assert prepare_corpus(items, tts_limit=500, progress=False) == [clips[3], manifest[0], clips[499]]
+
+
+def test_scenes_come_last_and_bring_their_parts(bare_cache, monkeypatch, manifest):
+    clip = next(item for item in manifest if corpus.is_training_clip(item))
+    dog = AudioItem(id="tuxpaint/dog", path=f"{RECORDINGS['tuxpaint']}/dog.wav", text="a dog", task="audiocaption")
+    asked = replace(clip, id=f"QA/{clip.id}", task="QA", text="yes", Q="is there speech?", render=None)
+    mixed = scene("one", clip, dog)
+    rendered, fetched = [], []
+
+    def fake_fetch(source: str) -> bool:
+        fetched.append(source)
+        if source == "tuxpaint":
+            place(dog)
+        return True
+
+    def fake_render(item: AudioItem, root: object) -> float:
+        rendered.append(item)
+        place(item)
+        return 0.5
+
+    monkeypatch.setattr(corpus, "read_pocket_manifest", lambda: manifest)
+    monkeypatch.setattr(corpus, "fetch_source", fake_fetch)
+    monkeypatch.setattr(corpus, "render", fake_render)
+    assert prepare_corpus([mixed, asked], progress=False) == [mixed, asked]
+    assert rendered == [clip, mixed]  # the clip with its own words, not with the answer
+    assert sorted(fetched) == sorted([clip.render["engine"], "tuxpaint"])
+
+
+def test_missing_speech_is_rendered_in_order_and_measured(bare_cache, monkeypatch):
     items = [replace(utterance(n), duration_s=None) for n in range(6)]
     place(items[2])
     rendered = []
@@ -149,11 +192,11 @@ def test_missing_speech_is_rendered_in_order_and_measured(empty_cache, monkeypat
     assert sorted(rendered) == ["tts/0", "tts/1", "tts/3", "tts/5"]
     assert {item.duration_s for item in found} == {0.5}
     messages = [str(warning.message) for warning in caught]
-    assert any("1 of 5 utterances were not rendered; the first: tts/4" in message for message in messages)
+    assert any("1 of 5 clips were not rendered; the first: tts/4" in message for message in messages)
     assert any("lacks 1 of tts" in message for message in messages)
 
 
-def test_missing_sources_are_named_and_the_rest_is_used(empty_cache, monkeypatch):
+def test_missing_sources_are_named_and_the_rest_is_used(bare_cache, monkeypatch):
     here = replace(utterance(0), source="asterisk", render=None)
     place(here)
     monkeypatch.setattr(corpus, "fetch_source", lambda source: False)
@@ -161,14 +204,21 @@ def test_missing_sources_are_named_and_the_rest_is_used(empty_cache, monkeypatch
         assert prepare_corpus([here, utterance(1), utterance(2)], progress=False) == [here]
 
 
-def test_no_speech_at_all_is_an_error(empty_cache, monkeypatch):
+def test_no_speech_at_all_is_an_error(bare_cache, monkeypatch):
     monkeypatch.setattr(corpus, "fetch_source", lambda source: False)
     sound = AudioItem(id="s/Dog", path="dog.wav", text="a dog barks", task="audiocaption", source="scratch")
     place(sound)
     with pytest.warns(SourceUnavailable), pytest.raises(CorpusError, match="No speech source is left"):
         prepare_corpus([sound, utterance(0)], progress=False)
+    assert [item.id for item in prepare_corpus([sound], progress=False)] == ["s/Dog"]
     with pytest.raises(CorpusError, match="The plan needs the asterisk prompts"):
         plan_corpus()
+
+
+def test_a_leak_is_refused_by_name():
+    one = utterance(0)
+    with pytest.raises(CorpusError, match=f"1 texts, recordings or files stand in two splits: .*{text_key(one.text)}"):
+        refuse_leaks([one, replace(one, id="tts/other", path="tts/other.wav", split="test")])
 
 
 @pytest.mark.slow

@@ -3,24 +3,31 @@
 import gzip
 import os
 import stat
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from audiolm_utils.data import sources
+from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.sources import (
+    BASE_RECORDINGS,
+    KINDS,
     LICENCES,
     PACKAGES,
     RECORDINGS,
+    WHEELS,
     SourceUnavailable,
     fetch_debian,
-    fetch_espeak,
     fetch_source,
+    fetch_wheel_files,
     prompt_items,
     recorded_items,
     recording_of,
+    sounds,
     spoken_form,
 )
+from audiolm_utils.data.speech import text_key
 
 
 @pytest.fixture
@@ -82,26 +89,72 @@ def test_prompts_are_those_with_a_file_and_a_certain_transcript(tmp_path):
     assert all((tmp_path / item.path).is_file() for item in found)
 
 
-def test_the_table_of_recordings_reads_as_english(tmp_path, monkeypatch):
+@pytest.fixture
+def listed(tmp_path, monkeypatch) -> list[AudioItem]:
+    """Every row of the table of recordings, as if its file were there."""
     assert recorded_items(tmp_path) == []
     monkeypatch.setattr(Path, "is_file", lambda path: True)
-    found = recorded_items(tmp_path)
-    assert len(found) > 400 and len({item.id for item in found}) == len(found)
-    captions = [item for item in found if item.task == "audiocaption"]
-    assert len(captions) > 230 and all(len(item.text.split()) >= 2 for item in captions)
-    assert all(item.text.replace("-", " ").replace(" ", "").isalpha() for item in found)
-    assert {item.source for item in found} == set(RECORDINGS) and set(RECORDINGS) <= set(PACKAGES) & set(LICENCES)
+    return recorded_items(tmp_path, RECORDINGS)
 
 
-def test_takes_of_one_sound_are_one_recording(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "is_file", lambda path: True)
-    recordings = {item.id: recording_of(item) for item in recorded_items(tmp_path)}
+def test_the_table_of_recordings_reads_as_english(listed):
+    assert len(listed) > 600 and len({item.id for item in listed}) == len(listed)
+    captions = [item for item in listed if item.task == "audiocaption"]
+    assert len(captions) > 330 and all(len(item.text.split()) >= 2 for item in captions)
+    assert all(item.text.replace("-", " ").replace(" ", "").isalpha() for item in listed)
+    assert {item.source for item in listed} == set(RECORDINGS) and set(RECORDINGS) <= set(PACKAGES) & set(LICENCES)
+
+
+def test_the_base_corpus_keeps_its_recordings(listed, tmp_path):
+    base = recorded_items(tmp_path)
+    assert base == [item for item in listed if item.source in BASE_RECORDINGS]
+    assert len(base) == 427 and "tuxpaint" not in {item.source for item in base}
+    assert {item.source for item in recorded_items(tmp_path, ["tuxpaint"])} == {"tuxpaint"}
+
+
+def test_every_captioned_recording_says_what_is_heard_as_a_noun_and_as_a_sentence(listed):
+    about = sounds()
+    assert list(about) == [item.id for item in listed if item.task == "audiocaption"]
+    assert {sound.kind for sound in about.values()} == set(KINDS)
+    for sound in about.values():
+        event, clause = sound.event.split(), sound.clause.split()
+        assert sum(word.endswith("ing") for word in event) >= 1, sound
+        for phrase in (sound.event, sound.clause):
+            assert phrase == " ".join(phrase.split()) and phrase.replace("-", "").replace(" ", "").isalpha(), phrase
+            for article, word in pairwise(phrase.split()):
+                assert article not in ("a", "an") or (article == "an") == (word[0] in "aeiouAEIOU"), phrase
+        assert clause[0] == event[0] and clause != event and not clause[-1].endswith("ing"), sound
+
+
+def test_one_caption_has_one_meaning(listed):
+    about = sounds()
+    meanings = {}
+    for item in listed:
+        if item.task == "audiocaption":
+            meanings.setdefault(about[item.id].clause, set()).add((about[item.id].event, about[item.id].kind))
+    assert {clause: found for clause, found in meanings.items() if len(found) > 1} == {}
+
+
+def test_recorded_words_are_as_their_files_are_named(listed):
+    words = [item for item in listed if item.source == "tuxpaint" and item.task == "asr"]
+    assert len(words) > 100 and {item.speaker for item in words} == {
+        "tuxpaint-animals", "tuxpaint-digits", "tuxpaint-en_GB",
+    }  # fmt: skip
+    letters = [item for item in words if "alphabets" in item.path]
+    assert [item.text for item in letters] == list("abcdefghijklmnopqrstuvwxyz")
+    assert all(Path(item.path).name.startswith(f"{item.text}_") for item in letters)
+    assert all(text_key(item.text) == item.text for item in words)
+
+
+def test_takes_of_one_sound_are_one_recording(listed):
+    recordings = {item.id: recording_of(item) for item in listed}
     for one, other in [
         ("scratch/Animal/Dog1", "scratch/Animal/Dog2"),
         ("scratch/Music Loops/Xylo3", "scratch/Music Loops/xylo4"),
         ("scratch/Human/Footsteps-1", "scratch/Human/Footsteps-2"),
         ("sonic-pi/tabla_ghe1", "sonic-pi/tabla_ghe8"),
         ("sonic-pi/loop_amen", "sonic-pi/loop_amen_full"),
+        ("tuxpaint/animals/mammals/pig_golden", "tuxpaint/animals/mammals/pig_golden2"),
     ]:
         assert recordings[one] == recordings[other]
     assert recordings["scratch/Human/Cough-male"] != recordings["scratch/Human/Cough-female"]
@@ -144,12 +197,38 @@ def test_a_source_lacks_when_one_of_its_packages_does(empty_cache, monkeypatch):
     assert fetch_source("scratch") and not fetch_source("flite")
 
 
-def test_another_espeak_wheel_is_refused(empty_cache, monkeypatch):
-    monkeypatch.setattr(sources, "ESPEAK_SHA256", "0" * 64)
+def test_a_source_lacks_when_its_wheel_does(empty_cache, monkeypatch):
+    monkeypatch.setattr(sources, "fetch_debian", lambda package: empty_cache)
+    monkeypatch.setattr(sources, "fetch_wheel_files", lambda source: None)
+    assert not fetch_source("soundfont") and not fetch_source("espeak") and fetch_source("tuxpaint")
+
+
+def test_an_unknown_source_is_named():
+    with pytest.raises(ValueError, match=r"'tuxpain'; expected one of asterisk, .*tuxpaint.*espeak"):
+        fetch_source("tuxpain")
+
+
+@pytest.mark.parametrize("source", sorted(WHEELS))
+def test_a_wheel_that_is_not_had_warns_and_leaves_nothing(empty_cache, monkeypatch, source):
+    requirement, _, runs_on = WHEELS[source]
+    monkeypatch.setitem(WHEELS, source, (requirement, ("0" * 64,), runs_on))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.warns(SourceUnavailable, match=r"espeakng-loader==0\.2\.4 cannot be had"):
-        assert fetch_espeak() is None
-    assert not (empty_cache / "espeak").exists()
+    with pytest.warns(SourceUnavailable, match=rf"{requirement} cannot be had.*x86_64 Linux"):
+        assert fetch_wheel_files(source) is None
+    assert not (empty_cache / source).exists()
+
+
+def test_a_wheel_is_asked_for_with_all_its_hashes_and_unpacked_once(empty_cache, monkeypatch):
+    asked = []
+
+    def run(command, cwd):
+        asked.append(Path(command[-1]).read_text())
+        Path(command[command.index("--target") + 1]).mkdir()
+
+    monkeypatch.setattr(sources, "_run", run)
+    assert fetch_wheel_files("soundfont") == fetch_wheel_files("soundfont") == empty_cache / "soundfont"
+    requirement, hashes, _ = WHEELS["soundfont"]
+    assert asked == [" ".join([requirement, *(f"--hash=sha256:{value}" for value in hashes)]) + "\n"]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from audiolm_utils.data.augment import SpanMask, WaveAugment
+from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask, WaveAugment
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study import recipe as module
 from audiolm_utils.study.recipe import RECIPES, TRAINABLE_PARTS, Recipe, Stage, lora_fields
@@ -26,6 +26,8 @@ OTHER_STAGE = {
     "wave_augment": WaveAugment(gain_db=1),
     "span_mask": SpanMask(time_size=5),
     "seed_offset": 1,
+    "tasks": ("asr", "audiocaption"),
+    "views": AugmentedViews(NoiseAndGain()),
 }
 OTHER = {
     "name": "other",
@@ -72,6 +74,11 @@ def test_the_fingerprint_repeats_and_follows_the_training_code(monkeypatch):
     assert Recipe("base").fingerprint() != before
 
 
+def test_fields_that_came_later_leave_older_fingerprints_as_they_were():
+    assert RECIPES["pocket-quick"].fingerprint() == "6ff988995db3"  # of the committed row and adapter
+    assert dataclasses.replace(STAGE, tasks=("asr",), views=None) == STAGE
+
+
 def test_an_unknown_part_is_refused():
     with pytest.raises(ValueError, match=r"'align' trains unknown parts \['encoder'\].*speech_lora"):
         Stage("align", "ctc", 10, ("projector", "encoder"))
@@ -81,6 +88,11 @@ def test_training_the_encoder_needs_audio():
     with pytest.raises(ValueError, match="from_audio=True"):
         Stage("adapt", "ctc", 10, ("speech_lora",))
     assert Stage("adapt", "ctc", 10, ("speech_lora",), from_audio=True).from_audio
+
+
+def test_views_are_of_cached_features():
+    with pytest.raises(ValueError, match="from_audio=False"):
+        Stage("adapt", "ctc", 10, ("projector",), from_audio=True, views=AugmentedViews(NoiseAndGain()))
 
 
 def test_recipes_are_frozen_and_know_their_fields():

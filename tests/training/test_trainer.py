@@ -8,7 +8,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
-from audiolm_utils.training.dataset import AudioDataset, Collator
+from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask
+from audiolm_utils.training.dataset import AudioDataset, Collator, encode_items
 from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
 from tests import tiny
 
@@ -38,7 +39,9 @@ class StopAt(TrainerCallback):
         return control
 
 
-def make(built, data, folder, objective="lm", optimizer=None, callbacks=None, **arguments) -> AudioLMTrainer:
+def make(
+    built, data, folder, objective="lm", optimizer=None, callbacks=None, collate=None, **arguments
+) -> AudioLMTrainer:
     """A trainer of a fresh copy of the model."""
     model = copy.deepcopy(built[0])
     model.ctc_weight = 0.3 if objective == "lm" else 0.0
@@ -47,7 +50,7 @@ def make(built, data, folder, objective="lm", optimizer=None, callbacks=None, **
         model=model,
         objective=objective,
         args=training_arguments(folder, **{**FAST, **arguments}),
-        data_collator=Collator(built[1], objective),
+        data_collator=collate or Collator(built[1], objective),
         train_dataset=data,
         optimizers=(sgd, None),
         callbacks=callbacks,
@@ -110,24 +113,63 @@ def test_the_logged_loss_is_a_targets_and_one_token_targets_count(built, tmp_pat
     assert losses(trainer) == pytest.approx([wanted.item()], rel=1e-5)
 
 
+STEPS = {"max_steps": 5, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}  # 2.5 epochs
+
+
+def assert_same_run(one, two) -> None:
+    assert losses(one) == losses(two)
+    theirs = own(two)
+    assert [k for k, v in own(one).items() if not torch.equal(v, theirs[k])] == []
+
+
+@pytest.fixture(params=["plain", "augmented", "views"])
+def inputs(request, built, data, tmp_path):
+    """A function from an objective to the dataset and a collator, with every kind of draw there is."""
+    if request.param == "plain":
+        return lambda objective: (data, Collator(built[1], objective))
+    if request.param == "augmented":
+        drawn = {"wave_augment": NoiseAndGain(noise_p=0.8), "span_mask": SpanMask(), "prompts": "varied"}
+        return lambda objective: (data, Collator(built[1], objective, seed=4, **drawn))
+    views = AugmentedViews(NoiseAndGain(noise_p=0.8))
+    cache = encode_items(*built, data.items, data.root, tmp_path / "features", views=views, progress=False)
+    viewed = AudioDataset(data.items, data.root, cache, views, seed=4)
+    return lambda objective: (viewed, Collator(built[1], objective, span_mask=SpanMask(), seed=4))
+
+
 @pytest.mark.parametrize(("objective", "stop"), [("ctc", 3), ("lm", 1), ("lm", 2), ("lm", 3)])
-def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(built, data, tmp_path, objective, stop):
-    arguments = {
-        "max_steps": 5,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-    }  # 2.5 epochs
-    whole = make(built, data, tmp_path / "whole", objective, save_strategy="no", **arguments)
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(built, inputs, tmp_path, objective, stop):
+    rows, collate = inputs(objective)
+    arguments = {"collate": collate, **STEPS}
+    whole = make(built, rows, tmp_path / "whole", objective, save_strategy="no", **arguments)
     whole.train()
-    broken = make(built, data, tmp_path / "broken", objective, callbacks=[StopAt(stop)], save_steps=stop, **arguments)
+    broken = make(built, rows, tmp_path / "broken", objective, callbacks=[StopAt(stop)], save_steps=stop, **arguments)
     broken.train()
     assert broken.state.global_step == stop
-    resumed = make(built, data, tmp_path / "broken", objective, save_strategy="no", **arguments)
+    resumed = make(built, rows, tmp_path / "broken", objective, save_strategy="no", **arguments)
     torch.manual_seed(99)
     resumed.train(resume_from_checkpoint=True)
-    assert losses(resumed) == losses(whole)
-    theirs = own(resumed)
-    assert [k for k, v in own(whole).items() if not torch.equal(v, theirs[k])] == []
+    assert_same_run(whole, resumed)
+
+
+def test_workers_change_nothing(built, data, tmp_path):
+    collate = Collator(built[1], wave_augment=NoiseAndGain(noise_p=0.8), span_mask=SpanMask(), prompts="varied")
+    runs = []
+    for workers in (0, 2):
+        run = make(built, data, tmp_path, collate=collate, save_strategy="no", dataloader_num_workers=workers, **STEPS)
+        run.train()
+        runs.append(run)
+    assert_same_run(*runs)
+
+
+def test_every_epoch_draws_anew(built, data, tmp_path):
+    seen = []
+
+    def collate(samples):
+        seen.extend((s["item"].id, s["epoch"]) for s in samples)
+        return Collator(built[1])(samples)
+
+    make(built, data, tmp_path, collate=collate, save_strategy="no", **{**STEPS, "max_steps": 4}).train()
+    assert sorted(seen[:16]) == sorted((item.id, epoch) for item in data.items for epoch in (0, 1))
 
 
 def test_epochs_differ_in_order_and_a_seed_repeats_them(built, data, tmp_path):
@@ -142,7 +184,7 @@ def test_epochs_differ_in_order_and_a_seed_repeats_them(built, data, tmp_path):
     assert orders(3) == orders(3)
     assert len(set(orders(3))) == 3
     assert orders(3) != orders(40)
-    assert all(sorted(row) == list(range(8)) for row in orders(3))
+    assert all(sorted(row) == [(i, epoch) for i in range(8)] for epoch, row in enumerate(orders(3)))
 
 
 def test_the_learning_rate_is_one_curve_over_all_epochs(built, data, tmp_path):

@@ -1,0 +1,55 @@
+"""What the model is asked: one fixed prompt a task for testing, several for training."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from audiolm_utils.data.annotations import AudioItem
+
+PROMPTS_FILE = Path(__file__).resolve().parents[2] / "data" / "prompts.json"
+QUESTION = "{Q}"  # where a QA prompt holds the question
+
+
+@cache
+def _prompts() -> dict[str, dict[str, str | list[str]]]:
+    return json.loads(PROMPTS_FILE.read_text(encoding="utf-8"))
+
+
+def _of_task(item: AudioItem | str, kind: str) -> list[str]:
+    task = item if isinstance(item, str) else item.task
+    if task not in _prompts():
+        raise ValueError(f"task {task!r} has no prompt; expected one of {', '.join(sorted(_prompts()))}.")
+    found = _prompts()[task][kind]
+    return [found] if isinstance(found, str) else found
+
+
+def _with_question(template: str, item: AudioItem | str, question: str | None) -> str:
+    if QUESTION not in template:
+        return template
+    if not (question or "").strip():
+        name = "a QA prompt" if isinstance(item, str) else item.id
+        raise ValueError(f"{name} has no question; give it one (Q), or another task than QA.")
+    return template.replace(QUESTION, str(question))
+
+
+def test_prompt(item: AudioItem | str, Q: str | None = None) -> str:
+    """Return the fixed prompt of an item or of a task's name; that of QA carries `Q`, or the item's own question.
+
+    Raises `ValueError` for an unknown task, and for QA without a question, naming the item's id.
+    """
+    own = None if isinstance(item, str) else item.Q
+    return _with_question(_of_task(item, "test")[0], item, own if Q is None else Q)
+
+
+def training_prompt(item: AudioItem, rng: random.Random | np.random.Generator) -> str:
+    """Return one of the task's training prompts, drawn by `rng`; those of QA carry the item's question.
+
+    The fixed test prompt is among them. Raises as `test_prompt` does.
+    """
+    templates = _of_task(item, "train")
+    return _with_question(templates[int(rng.random() * len(templates))], item, item.Q)

@@ -1,0 +1,27 @@
+"""What the study published: numbers read from its tables and charts, each row with its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from audiolm_utils.evaluation.eda import with_shares
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "data" / "published"
+NOT_STATED = "not stated"
+
+
+def published_composition(path: Path | str = PUBLISHED / "composition.csv") -> pd.DataFrame:
+    """Return the study's training data as stage, task, dataset, samples, share (of the task) and source.
+
+    The file holds what was read from the charts: samples in millions, or a share of a task, whose own row has no
+    dataset. A task without data sets is one row, with the data set "not stated".
+    """
+    read = pd.read_csv(path)
+    tasks, named = [read["stage"], read["task"]], read["dataset"].notna()
+    whole = read["samples_million"].mask(named).groupby(tasks).transform("max")
+    samples = read["samples_million"].fillna(whole * read["share_percent"] / 100)
+    rows = read.assign(samples=(samples * 1e6).round().astype(int), dataset=read["dataset"].fillna(NOT_STATED))
+    rows = rows[named | ~named.groupby(tasks).transform("any")]
+    return with_shares(rows[["stage", "task", "dataset", "samples", "source"]])
