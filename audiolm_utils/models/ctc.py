@@ -67,13 +67,18 @@ class CTCHead(nn.Module):
     def loss(self, log_probs: torch.Tensor, lengths: torch.Tensor, targets: Sequence[Sequence[int]]) -> torch.Tensor:
         """CTC loss summed over rows; targets are lists of LLM token ids.
 
-        A target longer than its audio tokens can carry gives no gradient instead of an infinite one.
+        A target longer than its audio tokens can carry gives no gradient instead of an infinite one, and a row
+        without a target (a clip of another task) gives neither loss nor gradient.
         """
+        spoken = [row for row, target in enumerate(targets) if len(target)]
+        if not spoken:
+            return log_probs.new_zeros(())
+        targets = [targets[row] for row in spoken]
         classes = [self.classes(t) for t in targets]
         return nn.functional.ctc_loss(
-            log_probs.transpose(0, 1),
+            log_probs[spoken].transpose(0, 1),
             torch.cat(classes),
-            lengths,
+            lengths[spoken],
             torch.tensor([len(c) for c in classes], device=lengths.device),
             blank=BLANK,
             reduction="sum",

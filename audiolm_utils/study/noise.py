@@ -34,6 +34,7 @@ from audiolm_utils.training.features import FeatureCache, module_hash
 SEEDS = (0, 1, 2)
 SNRS_DB = (20, 10, 5, 0)
 NOISE_P = {"clean": None, "study": 0.3, "strong": 0.8}  # of the arms; None is no augmentation at all
+SPEECH_ARMS, SOUND_ARMS = ("clean", "study", "strong"), ("clean", "study")
 VIEWS = 3
 TEST_TTS = 100
 BACKGROUND_SOURCES, MIN_BACKGROUND_S = ("scratch", "sonic-pi"), 1.0
@@ -59,7 +60,7 @@ class Half:
     """One half of the experiment: a recipe without augmentation, its items, and what it is tested on.
 
     Attributes:
-        recipe: of the arm without augmentation.
+        recipe: of the arm without augmentation; `arms` names all of them.
         items: of which the training split is trained on.
         tests: held-out items by the name of their test set.
         noises: kinds of noise in the test: "white" or "recorded".
@@ -67,6 +68,7 @@ class Half:
     """
 
     recipe: Recipe
+    arms: tuple[str, ...]
     items: Sequence[AudioItem]
     tests: Mapping[str, Sequence[AudioItem]]
     noises: tuple[str, ...] = ("white",)
@@ -90,13 +92,13 @@ def speech_half() -> Half:
     test = [i for i in speech if i.split == "test"]
     synthetic = [i for i in test if i.source == "tts"][:TEST_TTS]
     tests = {"prompts": [i for i in test if i.source == "asterisk"], "tts": synthetic}
-    return Half(SPEECH, speech, tests, ("white", "recorded"), backgrounds(corpus, "test"))
+    return Half(SPEECH, SPEECH_ARMS, speech, tests, ("white", "recorded"), backgrounds(corpus, "test"))
 
 
 def sound_half() -> Half:
-    """Captions of stage 1, tested in white noise only: a recorded background would change the right caption."""
-    items = prepare_corpus([i for i in read_stage("stage1") if i.task == "audiocaption"])
-    return Half(SOUND, items, {"captions": [i for i in items if i.split == "test"]})
+    """Captions of single sounds, tested in white noise only: a recorded background would change the right caption."""
+    items = prepare_corpus([i for i in read_stage("stage1") if i.task == "audiocaption" and i.source != "scenes"])
+    return Half(SOUND, SOUND_ARMS, items, {"captions": [i for i in items if i.split == "test"]})
 
 
 def backgrounds(items: Sequence[AudioItem], split: str) -> list[AudioItem]:
@@ -131,9 +133,8 @@ def in_noise(
     if snr_db is None:
         return audio
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    if noise == "white":
-        return add_noise(audio, rng.normal(size=len(audio)), snr_db)[0]
-    return add_noise(audio, recordings[int(rng.integers(len(recordings)))], snr_db)[0]
+    sound = rng.normal(size=len(audio)) if noise == "white" else recordings[int(rng.integers(len(recordings)))]
+    return add_noise(audio, sound, snr_db)[0]
 
 
 @torch.no_grad()
@@ -196,13 +197,13 @@ def run_arm(half: Half, arm: str, seed: int, **arguments: Any) -> dict[str, Any]
         ]
         with atomic_path(done) as partial:
             partial.write_text(json.dumps(made), encoding="utf-8")
-    training = {"recipe": half.recipe.name, "arm": arm, "seed": seed, "stages": stages}
-    return {"training": training, "answers": json.loads(done.read_text(encoding="utf-8"))}
+    about = {"recipe": half.recipe.name, "arm": arm, "seed": seed}
+    return {"training": about | {"stages": stages}, "answers": json.loads(done.read_text(encoding="utf-8"))}
 
 
-def run_half(half: Half, arms: Sequence[str], seeds: Sequence[int] = SEEDS, **arguments: Any) -> tuple[Rows, Rows]:
+def run_half(half: Half, seeds: Sequence[int] = SEEDS, **arguments: Any) -> tuple[Rows, Rows]:
     """Train and test every arm with every seed; returns the rows of training, and a sample a test clip and noise."""
-    runs = {arm: [run_arm(half, arm, seed, **arguments) for seed in seeds] for arm in arms}
+    runs = {arm: [run_arm(half, arm, seed, **arguments) for seed in seeds] for arm in half.arms}
     samples = [
         {"test_set": test_set, "noise": noise, "snr_db": snr_db, "id": item.id}
         | _right_answers(item)
@@ -217,35 +218,33 @@ def _right_answers(item: AudioItem) -> dict[str, Any]:
     """What a sample's answers are held against, and the group that the bootstrap draws it with."""
     if item.task == "asr":
         return {"group": text_key(item.text), "reference": item.text}
-    return {
-        "group": item.id if item.render else recording_of(item),
-        "references": [item.text, *(item.references or ())],
-    }
+    group = item.id if item.render else recording_of(item)
+    return {"group": group, "references": [item.text, *(item.references or ())]}
 
 
-def fingerprint(arms: Sequence[str]) -> str:
+def fingerprint() -> str:
     """12 hexadecimal digits that change with any recipe of the experiment and with its tests."""
-    recipes = [arm_recipe(base, a, seed).fingerprint() for base in (SPEECH, SOUND) for a in arms for seed in SEEDS]
+    bases = [(SPEECH, arm) for arm in SPEECH_ARMS] + [(SOUND, arm) for arm in SOUND_ARMS]
+    recipes = [arm_recipe(*base, seed).fingerprint() for base in bases for seed in SEEDS]
     text = json.dumps([recipes, SNRS_DB, TEST_TTS, MIN_BACKGROUND_S, MAX_CAPTION_TOKENS])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def run_or_load_noise(arms: Sequence[str] = tuple(NOISE_P), *, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
+def run_or_load_noise(*, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
     """The experiment's result row: loaded where recipes and data are those of the row, else trained and measured.
 
-    What an interrupted call finished is not done again. The row has arms, training (one row a run), scores and
-    differences (see `noise_scores`), and what every result row has; its samples stand beside it.
+    What an interrupted call finished is not done again. The row has training (one row a run), scores and differences
+    (see `noise_scores`), and what every result row has; its samples stand beside it.
     """
     data, stage1 = manifest_sha256(read_pocket_manifest()), manifest_sha256(read_stage("stage1"))
-    known = {"fingerprint": fingerprint(arms), "data_sha256": data, "stage1_sha256": stage1}
-    path = result_path(EXPERIMENT)
-    if path.is_file() and not fresh:
+    known = {"fingerprint": fingerprint(), "data_sha256": data, "stage1_sha256": stage1}
+    if (path := result_path(EXPERIMENT)).is_file() and not fresh:
         row = read_result(path)
         if known.items() <= row.items():
             return row
-    halves = [run_half(half, arms, **arguments) for half in (speech_half(), sound_half())]
+    halves = [run_half(half, **arguments) for half in (speech_half(), sound_half())]
     training, samples = ([row for half in halves for row in half[n]] for n in (0, 1))
-    row = provenance(EXPERIMENT, data) | known | {"seed": list(SEEDS), "arms": list(arms), "training": training}
+    row = provenance(EXPERIMENT, data) | known | {"seed": list(SEEDS), "training": training}
     row |= {"scores": scores(samples), "differences": differences(samples)}
     write_result(EXPERIMENT, row, samples)
     return row

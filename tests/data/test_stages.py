@@ -92,6 +92,14 @@ def test_nothing_stands_in_two_splits_over_base_and_stages(committed, base):
     assert len(splits) > 100 and all(len(found) == 1 for found in splits.values())
 
 
+def test_two_strokes_on_one_drum_are_not_in_two_splits(committed):
+    items = committed["stage1"]
+    trained = {stages.STROKE.sub("", item.id) for item in rows(items, "audiocaption", "train")}
+    held_out = [item.id for split in ("test", "validation") for item in rows(items, "audiocaption", split)]
+    assert "sonic-pi/drum_snare_hard" not in held_out  # the soft stroke is for training
+    assert not trained & {stages.STROKE.sub("", name) for name in held_out}
+
+
 def test_the_committed_items_keep_what_the_base_corpus_says_of_their_clips(committed, base):
     by_path = {item.path: item for item in base}
     first = {item.path for item in [item for item in base if is_training_clip(item)][:TTS_CLIPS]}

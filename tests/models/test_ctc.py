@@ -48,6 +48,18 @@ def test_loss_equals_torchs_on_plain_log_probs(head):
     torch.testing.assert_close(head.loss(log_probs, lengths, targets), wanted)
 
 
+def test_a_row_without_a_target_gives_neither_loss_nor_gradient(head):
+    torch.manual_seed(2)
+    log_probs = torch.randn(2, 6, 4).log_softmax(-1).requires_grad_()
+    lengths = torch.tensor([6, 6])
+    loss = head.loss(log_probs, lengths, [[5, 7], []])
+    torch.testing.assert_close(loss, head.loss(log_probs[:1], lengths[:1], [[5, 7]]))
+    loss.backward()
+    assert log_probs.grad[0].any()
+    assert not log_probs.grad[1].any()
+    assert head.loss(log_probs, lengths, [[], []]) == 0
+
+
 def test_a_target_that_does_not_fit_gives_neither_loss_nor_gradient(head):
     logits = torch.randn(1, 2, 4, requires_grad=True)
     loss = head.loss(logits.log_softmax(-1), torch.tensor([2]), [[5, 5, 7]])

@@ -40,7 +40,7 @@ def speech(recipe, empty_cache, monkeypatch) -> Half:
     items = tiny.write_items(cache_dir(), ["on", "sea bed", "to a"], source="tts")
     test = [dataclasses.replace(i, id=f"test {name}", split="test") for i, name in zip(items, "ab", strict=False)]
     sound = dataclasses.replace(items[2], id="sound", task="audiocaption", split="test")
-    return Half(recipe, items + test, {"prompts": test}, ("white", "recorded"), [sound])
+    return Half(recipe, ("clean", "study"), items + test, {"prompts": test}, ("white", "recorded"), [sound])
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def sound(recipe, speech) -> Half:
     stage = Stage("caption", "lm", 2, ("projector", "lora"), batch_size=2, prompt_repeats=1, tasks=("audiocaption",))
     items = [dataclasses.replace(i, task="audiocaption", references=("a low tone",)) for i in speech.items]
     base = dataclasses.replace(recipe, name="tiny-sound", lora=tiny.LORA, compress=False, stages=(stage,))
-    return Half(base, items, {"captions": [i for i in items if i.split == "test"]})
+    return Half(base, ("clean", "study"), items, {"captions": [i for i in items if i.split == "test"]})
 
 
 def test_arms_differ_in_augmentation_and_nothing_else():
@@ -81,18 +81,18 @@ def test_noise_is_as_strong_as_stated_and_the_same_at_every_snr(kind, snr_db):
 
 
 def test_both_halves_are_trained_answered_and_scored(speech, sound):
-    training, samples = run_half(speech, ["clean", "study"], [0, 1], **QUIET)
+    training, samples = run_half(speech, [0, 1], **QUIET)
     assert [(row["arm"], row["seed"]) for row in training] == [("clean", 0), ("clean", 1), ("study", 0), ("study", 1)]
     assert all(row["stages"][0]["steps"] == 2 for row in training)
     assert len(samples) == 2 * (1 + 2 * 2)
     assert all(len(texts) == 2 for s in samples for texts in s["answers"].values())
     assert {s["reference"] for s in samples} == {"on", "sea bed"}
-    _, captions = run_half(sound, ["clean", "study"], [0], **QUIET)
+    _, captions = run_half(sound, [0], **QUIET)
     assert len(captions) == 2 * (1 + 2) and captions[0]["references"][1] == "a low tone"
     rows = scores(samples + captions)
     assert {row["metric"] for row in rows} == {"wer", "cider_d"}
     assert len(rows) == 2 * (5 + 3) and all(row["n"] == 2 for row in rows)
-    again, _ = run_half(speech, ["clean", "study"], [0, 1], **QUIET)
+    again, _ = run_half(speech, [0, 1], **QUIET)
     assert again == training  # loaded: minutes would differ
 
 
@@ -122,7 +122,7 @@ def committed():
 
 def test_the_committed_row_belongs_to_this_experiment_and_data(committed, monkeypatch):
     monkeypatch.setattr(noise, "speech_half", lambda: pytest.fail("the committed row does not fit; it would train"))
-    assert run_or_load_noise(committed[0]["arms"])["created"] == committed[0]["created"]
+    assert run_or_load_noise()["created"] == committed[0]["created"]
     assert committed[0]["data_sha256"] == manifest_sha256(noise.read_pocket_manifest())
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from torch.utils.data import DataLoader
 
@@ -148,6 +149,18 @@ def test_augmentation_follows_its_seed_and_leaves_the_samples_alone(pair, items,
     for one in ({"wave_augment": WaveAugment()}, {"span_mask": SpanMask()}):
         assert not torch.equal(features(1), features(1, **one)[..., : features(1).shape[-1]])
     assert all(np.array_equal(s["audio"], b) for s, b in zip(samples, before, strict=True))
+
+
+def test_augmentation_hears_what_the_model_hears_at_16_khz(pair, items, tmp_path):
+    sf.write(tmp_path / items[0].path, np.full(44_100, 0.1, np.float32), 44_100)
+    heard = []
+
+    def augment(clip, rng, task):
+        heard.append(len(clip))
+        return clip
+
+    Collator(pair[1], wave_augment=augment)([AudioDataset(items, tmp_path)[0]])
+    assert heard == [16_000]
 
 
 def test_spans_are_masked_in_cached_features_too(pair, items, cache, tmp_path):
