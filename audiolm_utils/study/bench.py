@@ -24,8 +24,8 @@ from audiolm_utils.study.run import load_model
 PUBLISHED_ROWS = 1_500_000  # about what the study's two annotations hold
 MIB = 1 << 20
 WORDS = (
-    ("the", "of", "and", "a", "in", "speech", "rain", "dog", "barks", "while", "music", "plays", "HELLO")
-    + ("café", '"quoted"', "back\\slash,", "{x}", "[y]")  # what a reader may stumble over
+    *("the", "of", "and", "a", "in", "speech", "rain", "dog", "barks", "while", "music", "plays", "HELLO"),
+    *("café", '"quoted"', "back\\slash,", "{x}", "[y]"),  # what a reader may stumble over
 )
 
 
@@ -79,7 +79,9 @@ def annotation_table(rows: int = PUBLISHED_ROWS) -> str:
 def write_synthetic_annotation(path: Path | str, rows: int, seed: int = 0) -> None:
     """Write a published annotation of made-up rows: every task, 4 to 40 words, names like those of LibriSpeech."""
     rng = random.Random(seed)
-    texts = [json.dumps(" ".join(rng.choices(WORDS, k=rng.randint(4, 40))), ensure_ascii=n % 2) for n in range(10_000)]
+    texts = [
+        json.dumps(" ".join(rng.choices(WORDS, k=rng.randint(4, 40))), ensure_ascii=n % 2 == 0) for n in range(10_000)
+    ]
     questions = [f', "Q": {text}' for text in texts[:100]]
     with atomic_path(path) as partial_path, open(partial_path, "w", encoding="utf-8") as file:
         file.write('{"annotation": [')

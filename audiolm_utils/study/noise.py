@@ -4,41 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import numpy as np
-import torch
-
-from audiolm_utils.data.annotations import AudioItem, manifest_sha256, resolve_path
-from audiolm_utils.data.audio import load_audio
-from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, add_noise
+from audiolm_utils.data.annotations import AudioItem, manifest_sha256
+from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain
 from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
-from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.data.sources import recording_of
 from audiolm_utils.data.speech import text_key
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.models.projector import ProjectorConfig
-from audiolm_utils.study.measure import Model, Rows
+from audiolm_utils.study.measure import Rows
+from audiolm_utils.study.noise_answers import MAX_CAPTION_TOKENS, answers, heard
 from audiolm_utils.study.noise_scores import differences, scores
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.study.results import provenance, read_result, result_path, write_result
 from audiolm_utils.study.run import SPEECH_SOURCES
 from audiolm_utils.study.train import build_model, train_stage
-from audiolm_utils.training.features import FeatureCache, module_hash
 
 SEEDS = (0, 1, 2)
 SNRS_DB = (20, 10, 5, 0)
-NOISE_P = {"clean": None, "study": 0.3, "strong": 0.8}  # of the arms; None is no augmentation at all
-SPEECH_ARMS, SOUND_ARMS = ("clean", "study", "strong"), ("clean", "study")
+ARMS = ("clean", "study")  # without augmentation, and with the study's
 VIEWS = 3
 TEST_TTS = 100
 BACKGROUND_SOURCES, MIN_BACKGROUND_S = ("scratch", "sonic-pi"), 1.0
-MAX_CAPTION_TOKENS = 32
 EXPERIMENT = Recipe("augmentation")
 SPEECH = Recipe(
     "noise-speech",
@@ -49,9 +41,9 @@ SPEECH = Recipe(
 )
 SOUND = Recipe(
     "noise-sound",
-    projector=ProjectorConfig(kind="mlp", window_frames=17, num_layers=0),
-    compress=False,
-    stages=(Stage("caption", "lm", 80, ("projector", "lora"), prompt_repeats=1, tasks=("audiocaption",)),),
+    projector=replace(FRAME_STACK, num_layers=2),  # self-attention: a caption is about the whole clip
+    lora=None,
+    stages=(Stage("caption", "ctc", 400, ("projector", "ctc"), learning_rate=5e-4, prompt_repeats=1),),
 )
 
 
@@ -60,7 +52,7 @@ class Half:
     """One half of the experiment: a recipe without augmentation, its items, and what it is tested on.
 
     Attributes:
-        recipe: of the arm without augmentation; `arms` names all of them.
+        recipe: of the arm without augmentation.
         items: of which the training split is trained on.
         tests: held-out items by the name of their test set.
         noises: kinds of noise in the test: "white" or "recorded".
@@ -68,7 +60,6 @@ class Half:
     """
 
     recipe: Recipe
-    arms: tuple[str, ...]
     items: Sequence[AudioItem]
     tests: Mapping[str, Sequence[AudioItem]]
     noises: tuple[str, ...] = ("white",)
@@ -92,13 +83,22 @@ def speech_half() -> Half:
     test = [i for i in speech if i.split == "test"]
     synthetic = [i for i in test if i.source == "tts"][:TEST_TTS]
     tests = {"prompts": [i for i in test if i.source == "asterisk"], "tts": synthetic}
-    return Half(SPEECH, SPEECH_ARMS, speech, tests, ("white", "recorded"), backgrounds(corpus, "test"))
+    return Half(SPEECH, speech, tests, ("white", "recorded"), backgrounds(corpus, "test"))
 
 
 def sound_half() -> Half:
-    """Captions of single sounds, tested in white noise only: a recorded background would change the right caption."""
+    """Captions of single sounds, tested in white noise only: a recorded background would change the right caption.
+
+    A training clip's shortest right answer is read by CTC like a transcript: it says the least beside what is heard.
+    """
     items = prepare_corpus([i for i in read_stage("stage1") if i.task == "audiocaption" and i.source != "scenes"])
-    return Half(SOUND, SOUND_ARMS, items, {"captions": [i for i in items if i.split == "test"]})
+    train = [replace(i, task="asr", text=shortest_caption(i)) for i in items if i.split == "train"]
+    return Half(SOUND, train, {"captions": [i for i in items if i.split == "test"]})
+
+
+def shortest_caption(item: AudioItem) -> str:
+    """The right answer with the fewest words, hyphens apart; the first in the alphabet of several."""
+    return min((item.text, *(item.references or ())), key=lambda text: (len(text.replace("-", " ").split()), text))
 
 
 def backgrounds(items: Sequence[AudioItem], split: str) -> list[AudioItem]:
@@ -108,71 +108,21 @@ def backgrounds(items: Sequence[AudioItem], split: str) -> list[AudioItem]:
 
 
 @cache
-def augmentation(arm: str) -> NoiseAndGain | None:
-    """An arm's augmentation in training; its recorded backgrounds are the base corpus's training recordings."""
-    if (noise_p := NOISE_P[arm]) is None:
-        return None
-    return NoiseAndGain(noise_p=noise_p, background=tuple(i.path for i in backgrounds(read_pocket_manifest(), "train")))
+def augmentation() -> NoiseAndGain:
+    """The study's augmentation in training; recorded backgrounds are the base corpus's training recordings."""
+    return NoiseAndGain(background=tuple(item.path for item in backgrounds(read_pocket_manifest(), "train")))
 
 
 def arm_recipe(base: Recipe, arm: str, seed: int) -> Recipe:
-    """The base recipe with an arm's augmentation and a seed, everything else equal.
+    """The base recipe with an arm's augmentation and a seed, everything else equal; raises ValueError for no arm.
 
     All seeds of an arm have the same augmented copies; weights, order and the choice among the copies differ.
     """
-    augment = augmentation(arm)
-    views = AugmentedViews(augment, VIEWS) if augment else None
+    if arm not in ARMS:
+        raise ValueError(f"arm {arm!r} is unknown; expected one of {', '.join(ARMS)}")
+    views = AugmentedViews(augmentation(base is SPEECH or ), VIEWS) if arm == "study" else None
     stages = tuple(replace(stage, views=views) for stage in base.stages)
     return replace(base, name=f"{base.name}-{arm}", stages=stages, seed=seed)
-
-
-def in_noise(
-    audio: np.ndarray, name: str, noise: str, snr_db: float | None, recordings: Sequence[np.ndarray] = ()
-) -> np.ndarray:
-    """A test clip in noise; `name` decides which, so that it is the same at every SNR and for every model."""
-    if snr_db is None:
-        return audio
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    sound = rng.normal(size=len(audio)) if noise == "white" else recordings[int(rng.integers(len(recordings)))]
-    return add_noise(audio, sound, snr_db)[0]
-
-
-@torch.no_grad()
-def heard(model: Model, half: Half, items: Sequence[AudioItem], noise: str, snr_db: float | None) -> list[np.ndarray]:
-    """Encoder features (F, E) of test clips in noise, each encoded alone and kept in the feature cache."""
-    (network, processor), root = model, cache_dir()
-    cached = FeatureCache(root / "features", module_hash(network.speech_encoder, pad_to_30s=network.config.pad_to_30s))
-    recordings = [load_audio(resolve_path(i, root)) for i in half.backgrounds] if noise == "recorded" else []
-    name = "clean" if snr_db is None else f"{noise}-{len(recordings)}-{snr_db:g}dB"
-    keys = [f"{item.id}@{name}" for item in items]
-    for item, key in zip(items, keys, strict=True):
-        if key not in cached:
-            clip = in_noise(load_audio(resolve_path(item, root)), item.id, noise, snr_db, recordings)
-            features, _ = network.speech_encoder(*processor.audio_features([clip]).values())
-            cached.add(key, features[0].cpu().numpy())
-    cached.flush()
-    return [cached[key] for key in keys]
-
-
-@torch.no_grad()
-def answers(
-    model: Model, items: Sequence[AudioItem], features: Sequence[np.ndarray], batch_size: int = 32
-) -> list[str]:
-    """What a model answers to encoder features: the CTC read-out where it has a head, else the LLM's caption."""
-    network, processor = model
-    network.eval()
-    order = sorted(range(len(items)), key=lambda i: len(features[i]))
-    texts = [""] * len(items)
-    for start in range(0, len(order), batch_size):
-        picked = order[start : start + batch_size]
-        batch = processor([test_prompt(items[i]) for i in picked], encoder_features=[features[i] for i in picked])
-        if network.ctc is None:
-            ids: Any = network.generate(**batch, max_new_tokens=MAX_CAPTION_TOKENS)
-        else:
-            ids = network.read_ctc(**{name: batch[name] for name in ("encoder_features", "encoder_lengths")})
-        for i, text in zip(picked, processor.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-            texts[i] = text.strip()
-    return texts
 
 
 def run_arm(half: Half, arm: str, seed: int, **arguments: Any) -> dict[str, Any]:
@@ -191,7 +141,7 @@ def run_arm(half: Half, arm: str, seed: int, **arguments: Any) -> dict[str, Any]
     done = folder / f"answers-{half.tests_sha256()[:8]}.json"
     if not done.is_file():
         made = [
-            [test_set, *condition, answers(model, items, heard(model, half, items, *condition))]
+            [test_set, *condition, answers(model, items, heard(model, items, *condition, half.backgrounds))]
             for test_set, items in half.tests.items()
             for condition in half.conditions()
         ]
@@ -203,7 +153,7 @@ def run_arm(half: Half, arm: str, seed: int, **arguments: Any) -> dict[str, Any]
 
 def run_half(half: Half, seeds: Sequence[int] = SEEDS, **arguments: Any) -> tuple[Rows, Rows]:
     """Train and test every arm with every seed; returns the rows of training, and a sample a test clip and noise."""
-    runs = {arm: [run_arm(half, arm, seed, **arguments) for seed in seeds] for arm in half.arms}
+    runs = {arm: [run_arm(half, arm, seed, **arguments) for seed in seeds] for arm in ARMS}
     samples = [
         {"test_set": test_set, "noise": noise, "snr_db": snr_db, "id": item.id}
         | _right_answers(item)
@@ -224,8 +174,7 @@ def _right_answers(item: AudioItem) -> dict[str, Any]:
 
 def fingerprint() -> str:
     """12 hexadecimal digits that change with any recipe of the experiment and with its tests."""
-    bases = [(SPEECH, arm) for arm in SPEECH_ARMS] + [(SOUND, arm) for arm in SOUND_ARMS]
-    recipes = [arm_recipe(*base, seed).fingerprint() for base in bases for seed in SEEDS]
+    recipes = [arm_recipe(base, arm, s).fingerprint() for base in (SPEECH, SOUND) for arm in ARMS for s in SEEDS]
     text = json.dumps([recipes, SNRS_DB, TEST_TTS, MIN_BACKGROUND_S, MAX_CAPTION_TOKENS])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,17 +68,17 @@ def edited(text: str, edit: tuple[float, str, int] | None) -> str:
 
 
 def assert_same(path: Path) -> None:
-    """The table holds what the plain reader returns, or its first line says what the plain reader says."""
+    """The table holds what the plain reader returns, or its message starts with what the plain reader says."""
     try:
         expected = READERS[path.name](path)
     except AnnotationError as error:
         with pytest.raises(AnnotationError) as caught:
             read_annotation_table(path)
-        first = str(caught.value).split("\n")[0]
-        is_value = " row " in str(error) and "missing" not in str(error) and "repeats" not in str(error)
+        said, first = str(caught.value), str(caught.value).split("\n")[0]
         assert first.startswith(str(path))
-        if is_value and "is not JSON" not in first:
-            assert str(caught.value).startswith(str(error))
+        # The plain readers look at all JSON first, and at ids as they go.
+        if " row " in str(error) and not re.search("is not JSON|repeats|missing", f"{error} {first}"):
+            assert said.startswith(str(error))
     else:
         table = read_annotation_table(path)
         assert list(table) == expected and len(table) == len(expected)

@@ -36,9 +36,10 @@ def test_a_panel_starts_clean_and_gets_noisier():
 
 
 def test_curves_show_every_value_and_only_the_arms_there_are():
+    assert "with noise and gain" not in texts(noise_curves(rows(["clean"])))
     figure = noise_curves(rows())
     shown = texts(figure)
-    assert "no augmentation" in shown and "noise p = 0.8" not in shown
+    assert "without augmentation" in shown and "with noise and gain" in shown
     assert all(word in shown for word in ("CIDEr-D", "word error rate", "clean", "20"))
     assert len(figure.axes) == len(SHOWN)
     found = panel_rows(rows(), "captions", "white", "study")

@@ -18,6 +18,13 @@ from audiolm_utils.figures.style import COLOURS
 from audiolm_utils.study.published import published_composition
 
 TASKS = {"stage1": ("asr", "audiocaption"), "stage2": ("QA", "audiocaption_v2")}
+PUBLISHED_FIGURES = {
+    "01_stage1_tasks",
+    "01_stage1_audiocaption_sources",
+    "01_stage2_tasks",
+    "01_stage2_qa_sources",
+    "01_stage2_audiocaption_v2_sources",
+}
 SMALL = pd.DataFrame(
     [("stage1", "asr", "tts", 60), ("stage1", "asr", "recorded speech", 20), ("stage1", "audiocaption", "scenes", 20)],
     columns=["stage", "task", "dataset", "samples"],
@@ -105,7 +112,7 @@ def test_every_figure_comes_from_files(tmp_path):
         write_manifest(tmp_path / f"{stage}.jsonl.gz", [item(stage, n, task) for task in names for n in range(8)])
     paths = data_eda.generate(tmp_path / "out", tmp_path)
     assert data_eda.generate in GENERATORS
-    names = {"01_stage1_tasks", "01_stage2_tasks", *data_eda.PIES, "01_lengths", "01_new_words"}
+    names = {*PUBLISHED_FIGURES, "01_lengths", "01_new_words"}
     assert {p.stem for p in paths} == names
     assert len(paths) == 2 * len(names) and all(p.stat().st_size > 1000 for p in paths)
 
@@ -113,11 +120,15 @@ def test_every_figure_comes_from_files(tmp_path):
 def test_published_figures_are_drawn_without_the_manifests(tmp_path):
     with pytest.warns(UserWarning, match="holds no stage manifest"):
         paths = data_eda.generate(tmp_path / "out", tmp_path)
-    assert {p.stem for p in paths} == {"01_stage1_tasks", "01_stage2_tasks", *data_eda.PIES}
+    assert {p.stem for p in paths} == PUBLISHED_FIGURES
 
 
 def test_any_data_can_be_drawn():
     rows = items_frame([item("mine", n, "asr") for n in range(3)]).assign(stage="mine")
-    figure = data_eda.tasks({"mine": composition(rows)}, "mine")
+    figure = data_eda.tasks({"study": published_composition(), "mine": composition(rows)}, "mine")
+    assert len(figure.axes) == 1  # the study has no such stage
+    assert data_eda.figure_name("My Stage-1", "QA") == "01_my_stage_1_qa"
     assert "scenes" in texts(figure) and "mine: samples of each task" in texts(figure)
     data_eda.lengths(rows).savefig(io.BytesIO(), format="png")
+    data_eda.spreads(rows[:0], {"duration_s": "seconds"}).savefig(io.BytesIO(), format="png")
+    data_eda.new_words({}).savefig(io.BytesIO(), format="png")

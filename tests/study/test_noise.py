@@ -11,7 +11,8 @@ from audiolm_utils.data.augment import NoiseAndGain
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study import noise
-from audiolm_utils.study.noise import Half, arm_recipe, in_noise, run_half, run_or_load_noise
+from audiolm_utils.study.noise import Half, arm_recipe, run_half, run_or_load_noise
+from audiolm_utils.study.noise_answers import in_noise
 from audiolm_utils.study.noise_scores import differences, scores
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.study.results import read_result, read_samples, result_path
@@ -36,11 +37,11 @@ def recipe(parts) -> Recipe:
 @pytest.fixture
 def speech(recipe, empty_cache, monkeypatch) -> Half:
     monkeypatch.setattr(noise, "SNRS_DB", (10, 0))
-    monkeypatch.setattr(noise, "augmentation", {"clean": None, "study": NoiseAndGain(noise_p=1.0)}.get)
+    monkeypatch.setattr(noise, "augmentation", lambda: NoiseAndGain(noise_p=1.0))
     items = tiny.write_items(cache_dir(), ["on", "sea bed", "to a"], source="tts")
     test = [dataclasses.replace(i, id=f"test {name}", split="test") for i, name in zip(items, "ab", strict=False)]
     sound = dataclasses.replace(items[2], id="sound", task="audiocaption", split="test")
-    return Half(recipe, ("clean", "study"), items + test, {"prompts": test}, ("white", "recorded"), [sound])
+    return Half(recipe, items + test, {"prompts": test}, ("white", "recorded"), [sound])
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def sound(recipe, speech) -> Half:
     stage = Stage("caption", "lm", 2, ("projector", "lora"), batch_size=2, prompt_repeats=1, tasks=("audiocaption",))
     items = [dataclasses.replace(i, task="audiocaption", references=("a low tone",)) for i in speech.items]
     base = dataclasses.replace(recipe, name="tiny-sound", lora=tiny.LORA, compress=False, stages=(stage,))
-    return Half(base, ("clean", "study"), items, {"captions": [i for i in items if i.split == "test"]})
+    return Half(base, items, {"captions": [i for i in items if i.split == "test"]})
 
 
 def test_arms_differ_in_augmentation_and_nothing_else():
@@ -57,15 +58,19 @@ def test_arms_differ_in_augmentation_and_nothing_else():
     views = study.stages[0].views
     assert (views.augment.noise_p, views.augment.gain_p) == (0.3, 0.3)
     assert dataclasses.replace(study.stages[0], views=None) == clean.stages[0]
-    assert dataclasses.replace(views.augment, noise_p=0.8) == noise.augmentation("strong")
     assert dataclasses.replace(study, name=clean.name, stages=clean.stages) == clean
+
+
+def test_an_unknown_arm_is_refused():
+    with pytest.raises(ValueError, match="'loud' is unknown; expected one of clean, study"):
+        arm_recipe(noise.SPEECH, "loud", 0)
 
 
 def test_training_backgrounds_are_never_test_backgrounds():
     items = noise.read_pocket_manifest()
     train, test = ({noise.recording_of(i) for i in noise.backgrounds(items, split)} for split in ("train", "test"))
     assert train and test and not train & test
-    assert set(noise.augmentation("study").background) == {i.path for i in noise.backgrounds(items, "train")}
+    assert set(noise.augmentation().background) == {i.path for i in noise.backgrounds(items, "train")}
 
 
 @pytest.mark.parametrize("kind", ["white", "recorded"])
