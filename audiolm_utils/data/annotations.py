@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import math
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -74,7 +74,7 @@ DEFAULTS = {field.name: field.default for field in fields(AudioItem) if field.de
 
 def _is_duration(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= 0
+    return is_number and 0 <= value <= sys.float_info.max  # not NaN, infinite, or an integer beyond all floats
 
 
 def _are_answers(value: Any) -> bool:

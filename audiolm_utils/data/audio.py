@@ -54,17 +54,29 @@ def _read_blocks(file: sf.SoundFile, path: Path, max_duration_s: float | None) -
     if not low <= file.samplerate <= high:
         raise AudioError(f"{path} states {file.samplerate} Hz; expected {low} to {high} Hz. Write it again.")
     limit = math.inf if max_duration_s is None else max_duration_s * file.samplerate
-    blocks, samples = [], 0
-    while len(block := file.read(int(BLOCK_S * file.samplerate), dtype="float32", always_2d=True)):
+    block_samples = int(BLOCK_S * file.samplerate)
+    blocks, samples, is_last = [], 0, False
+    while not is_last:
+        block = file.read(block_samples, dtype="float32", always_2d=True)
+        is_last = len(block) < block_samples  # one read less than until an empty block, which would seek once more
         samples += len(block)
         if samples > limit:
             raise AudioError(
                 f"{path} lasts more than {max_duration_s:g} s; audio is never cut: split it, or raise that."
             )
-        if not np.isfinite(block).all():
+        mean = _mean_of_channels(block)
+        if not np.isfinite(mean).all():
             raise AudioError(f"{path} holds NaN or infinite samples; expected finite ones. Write it again.")
-        blocks.append(block.mean(axis=1, dtype=np.float32))
-    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+        blocks.append(mean)
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _mean_of_channels(block: np.ndarray) -> np.ndarray:
+    """Return the mean of float32 `(samples, channels)`, added channel by channel: several times as fast as `mean`."""
+    mean = block[:, 0]
+    for channel in block.T[1:]:
+        mean = mean + channel
+    return mean / np.float32(block.shape[1]) if block.shape[1] > 1 else mean
 
 
 def write_wav(path: Path | str, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:

@@ -16,11 +16,10 @@ from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.sources import recording_of
 from audiolm_utils.data.speech import text_key
 from audiolm_utils.data.stages import read_stage
-from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.noise_answers import MAX_CAPTION_TOKENS, answers, heard
 from audiolm_utils.study.noise_scores import differences, scores
-from audiolm_utils.study.recipe import Recipe, Stage
+from audiolm_utils.study.recipe import FRAME_STACK, Recipe, Stage
 from audiolm_utils.study.results import provenance, read_result, result_path, write_result
 from audiolm_utils.study.run import SPEECH_SOURCES
 from audiolm_utils.study.train import build_model, train_stage
@@ -108,9 +107,10 @@ def backgrounds(items: Sequence[AudioItem], split: str) -> list[AudioItem]:
 
 
 @cache
-def augmentation() -> NoiseAndGain:
-    """The study's augmentation in training; recorded backgrounds are the base corpus's training recordings."""
-    return NoiseAndGain(background=tuple(item.path for item in backgrounds(read_pocket_manifest(), "train")))
+def augmentation(recorded: bool) -> NoiseAndGain:
+    """The study's augmentation; half of its noise, if `recorded`, is the base corpus's training recordings."""
+    sounds = backgrounds(read_pocket_manifest(), "train") if recorded else []
+    return NoiseAndGain(background=tuple(item.path for item in sounds))
 
 
 def arm_recipe(base: Recipe, arm: str, seed: int) -> Recipe:
@@ -120,7 +120,7 @@ def arm_recipe(base: Recipe, arm: str, seed: int) -> Recipe:
     """
     if arm not in ARMS:
         raise ValueError(f"arm {arm!r} is unknown; expected one of {', '.join(ARMS)}")
-    views = AugmentedViews(augmentation(base is SPEECH or ), VIEWS) if arm == "study" else None
+    views = AugmentedViews(augmentation(recorded=base == SPEECH), VIEWS) if arm == "study" else None
     stages = tuple(replace(stage, views=views) for stage in base.stages)
     return replace(base, name=f"{base.name}-{arm}", stages=stages, seed=seed)
 
@@ -169,7 +169,8 @@ def _right_answers(item: AudioItem) -> dict[str, Any]:
     if item.task == "asr":
         return {"group": text_key(item.text), "reference": item.text}
     group = item.id if item.render else recording_of(item)
-    return {"group": group, "references": [item.text, *(item.references or ())]}
+    references = [text.replace("-", " ") for text in (item.text, *(item.references or ()))]  # CTC writes no hyphens
+    return {"group": group, "references": references}
 
 
 def fingerprint() -> str:
