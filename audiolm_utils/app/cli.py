@@ -18,6 +18,7 @@ from audiolm_utils import __version__
 
 FIGURES_DIR = Path(__file__).resolve().parents[2] / "figures"
 MAX_CLIP_S = 30.0
+EXPERIMENTS = {"augmentation": "audiolm_utils.study.noise:run_or_load_noise"}  # several recipes in one result
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -58,11 +59,13 @@ def data(args: argparse.Namespace) -> int:
 
 
 def study(args: argparse.Namespace) -> int:
-    """Train and measure recipes, or load the results that already match."""
+    """Train and measure recipes and experiments, or load the results that already match."""
     run_or_load = resolve_name("audiolm_utils.study.run:run_or_load")
-    recipes = args.recipe or list(resolve_name("audiolm_utils.study.recipe:RECIPES"))
-    for name in recipes:
-        print_row(run_or_load(name, fresh=args.fresh))
+    for name in args.recipe or [*resolve_name("audiolm_utils.study.recipe:RECIPES"), *EXPERIMENTS]:
+        if name in EXPERIMENTS:
+            print_row(resolve_name(EXPERIMENTS[name])(fresh=args.fresh))
+        else:
+            print_row(run_or_load(name, fresh=args.fresh))
     return 0
 
 
@@ -160,7 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--check", type=Path, metavar="FILE", help="an annotation JSON or a manifest to check instead")
     sub.add_argument("--root", type=Path, help="folder that its paths start from (default: that of FILE)")
     sub = command(study)
-    sub.add_argument("recipe", nargs="*", help="names of recipes; every one without")
+    sub.add_argument("recipe", nargs="*", help=f"names of recipes, or {', '.join(EXPERIMENTS)}; all of them without")
     sub.add_argument("--fresh", action="store_true", help="train again though a matching result exists")
     sub = command(evaluate)
     sub.add_argument("recipe", help="name of the recipe")

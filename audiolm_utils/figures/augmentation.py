@@ -51,19 +51,19 @@ def noise_curves(scores: Rows, panels: Sequence[tuple[str, str]] = SHOWN) -> Fig
     for (test_set, noise), ax in zip(panels, axes[0], strict=True):
         for place, arm in enumerate(arms):
             rows = panel_rows(scores, test_set, noise, arm)
-            x = np.arange(len(rows)) + 0.16 * (place - (len(arms) - 1) / 2)
+            x = np.arange(len(rows)) + 0.24 * (place - (len(arms) - 1) / 2)
             values = np.array([row["value"] for row in rows])
             spread = np.abs(np.array([row["ci95"] for row in rows]).T - values)
-            look = {"color": COLOURS[place], "marker": MARKERS[place], "label": ARMS[arm]}
+            look = {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 6, "label": ARMS[arm]}
             ax.errorbar(x, values, yerr=spread, capsize=3, elinewidth=1.2, linestyle=("-", "--")[place], **look)
             for offset, row in zip(x, rows, strict=True):
                 seeds = row["by_seed"]
-                ax.plot([offset + 0.05] * len(seeds), seeds, ".", color=COLOURS[place], markersize=4, alpha=0.7)
+                ax.plot([offset + 0.09] * len(seeds), seeds, ".", color=COLOURS[place], markersize=5)
         ax.set(
             xticks=range(len(rows)), xlabel="SNR (dB)", ylabel=METRICS[rows[0]["metric"]], title=PANELS[test_set, noise]
         )
         ax.set_xticklabels(snr_labels(rows))
-        ax.set_ylim(0, None)
+        ax.set_ylim(0, 1 if rows[0]["metric"] == "wer" else None)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(arms))
     return figure

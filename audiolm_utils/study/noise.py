@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,9 +18,9 @@ from audiolm_utils.data.sources import recording_of
 from audiolm_utils.data.speech import text_key
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.study.measure import Rows
-from audiolm_utils.study.noise_answers import MAX_CAPTION_TOKENS, answers, heard
+from audiolm_utils.study.noise_answers import heard, read_out
 from audiolm_utils.study.noise_scores import differences, scores
-from audiolm_utils.study.recipe import FRAME_STACK, Recipe, Stage
+from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.study.results import provenance, read_result, result_path, write_result
 from audiolm_utils.study.run import SPEECH_SOURCES
 from audiolm_utils.study.train import build_model, train_stage
@@ -40,9 +41,8 @@ SPEECH = Recipe(
 )
 SOUND = Recipe(
     "noise-sound",
-    projector=replace(FRAME_STACK, num_layers=2),  # self-attention: a caption is about the whole clip
     lora=None,
-    stages=(Stage("caption", "ctc", 400, ("projector", "ctc"), learning_rate=5e-4, prompt_repeats=1),),
+    stages=(Stage("caption", "ctc", 500, ("projector", "ctc"), prompt_repeats=1),),
 )
 
 
@@ -69,9 +69,9 @@ class Half:
         return [("none", None), *((noise, snr) for noise in self.noises for snr in SNRS_DB)]
 
     def tests_sha256(self) -> str:
-        """A hash that changes with the test items, the noise they are given, and the length of answers."""
+        """A hash that changes with the test items and the noise they are given."""
         about = [manifest_sha256([*items, *self.backgrounds]) for items in self.tests.values()]
-        text = json.dumps([about, list(self.tests), self.conditions(), MAX_CAPTION_TOKENS])
+        text = json.dumps([about, list(self.tests), self.conditions()])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -125,14 +125,16 @@ def arm_recipe(base: Recipe, arm: str, seed: int) -> Recipe:
     return replace(base, name=f"{base.name}-{arm}", stages=stages, seed=seed)
 
 
-def run_arm(half: Half, arm: str, seed: int, **arguments: Any) -> dict[str, Any]:
-    """Train one arm with one seed and answer every test; what an earlier call finished is loaded.
+def run_arm(half: Half, arm: str, seed: int, *, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
+    """Train one arm with one seed and answer every test; what an earlier call finished is loaded, unless `fresh`.
 
     Returns:
         training: the row of its stages; answers: [test set, noise, SNR, a text a test item], one a test.
     """
     recipe = arm_recipe(half.recipe, arm, seed)
     folder = cache_dir() / "runs" / f"{recipe.name}-{seed}-{recipe.fingerprint()}-{manifest_sha256(half.items)[:8]}"
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
     model = build_model(recipe, half.items)
     stages = [
         train_stage(recipe, stage, *model, half.items, folder / f"{n}-{stage.name}", **arguments)
@@ -141,7 +143,7 @@ def run_arm(half: Half, arm: str, seed: int, **arguments: Any) -> dict[str, Any]
     done = folder / f"answers-{half.tests_sha256()[:8]}.json"
     if not done.is_file():
         made = [
-            [test_set, *condition, answers(model, items, heard(model, items, *condition, half.backgrounds))]
+            [test_set, *condition, read_out(model, heard(model, items, *condition, half.backgrounds))]
             for test_set, items in half.tests.items()
             for condition in half.conditions()
         ]
@@ -176,15 +178,15 @@ def _right_answers(item: AudioItem) -> dict[str, Any]:
 def fingerprint() -> str:
     """12 hexadecimal digits that change with any recipe of the experiment and with its tests."""
     recipes = [arm_recipe(base, arm, s).fingerprint() for base in (SPEECH, SOUND) for arm in ARMS for s in SEEDS]
-    text = json.dumps([recipes, SNRS_DB, TEST_TTS, MIN_BACKGROUND_S, MAX_CAPTION_TOKENS])
+    text = json.dumps([recipes, SNRS_DB, TEST_TTS, MIN_BACKGROUND_S])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def run_or_load_noise(*, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
     """The experiment's result row: loaded where recipes and data are those of the row, else trained and measured.
 
-    What an interrupted call finished is not done again. The row has training (one row a run), scores and differences
-    (see `noise_scores`), and what every result row has; its samples stand beside it.
+    What an interrupted call finished is not done again; `fresh` starts over. The row has training (one row a run),
+    scores and differences (see `noise_scores`), and what every result row has; its samples stand beside it.
     """
     data, stage1 = manifest_sha256(read_pocket_manifest()), manifest_sha256(read_stage("stage1"))
     known = {"fingerprint": fingerprint(), "data_sha256": data, "stage1_sha256": stage1}
@@ -192,7 +194,7 @@ def run_or_load_noise(*, fresh: bool = False, **arguments: Any) -> dict[str, Any
         row = read_result(path)
         if known.items() <= row.items():
             return row
-    halves = [run_half(half, **arguments) for half in (speech_half(), sound_half())]
+    halves = [run_half(half, fresh=fresh, **arguments) for half in (speech_half(), sound_half())]
     training, samples = ([row for half in halves for row in half[n]] for n in (0, 1))
     row = provenance(EXPERIMENT, data) | known | {"seed": list(SEEDS), "training": training}
     row |= {"scores": scores(samples), "differences": differences(samples)}

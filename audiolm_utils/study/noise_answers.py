@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +15,6 @@ from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.study.measure import Model
 from audiolm_utils.training.features import FeatureCache, module_hash
-
-MAX_CAPTION_TOKENS = 32
 
 
 def in_noise(
@@ -52,21 +49,16 @@ def heard(
 
 
 @torch.no_grad()
-def answers(
-    model: Model, items: Sequence[AudioItem], features: Sequence[np.ndarray], batch_size: int = 32
-) -> list[str]:
-    """What a model answers to encoder features: the CTC read-out where it has a head, else the LLM's caption."""
+def read_out(model: Model, features: Sequence[np.ndarray], batch_size: int = 32) -> list[str]:
+    """What a model's CTC head reads off encoder features (F, E), in batches of like length."""
     network, processor = model
     network.eval()
-    order = sorted(range(len(items)), key=lambda i: len(features[i]))
-    texts = [""] * len(items)
+    order = sorted(range(len(features)), key=lambda i: len(features[i]))
+    texts = [""] * len(features)
     for start in range(0, len(order), batch_size):
         picked = order[start : start + batch_size]
-        batch = processor([test_prompt(items[i]) for i in picked], encoder_features=[features[i] for i in picked])
-        if network.ctc is None:
-            ids: Any = network.generate(**batch, max_new_tokens=MAX_CAPTION_TOKENS)
-        else:
-            ids = network.read_ctc(**{name: batch[name] for name in ("encoder_features", "encoder_lengths")})
-        for i, text in zip(picked, processor.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+        batch = processor([test_prompt("asr")] * len(picked), encoder_features=[features[i] for i in picked])
+        ids = network.read_ctc(**{name: batch[name] for name in ("encoder_features", "encoder_lengths")})
+        for i, text in zip(picked, processor.tokenizer.batch_decode(ids), strict=True):
             texts[i] = text.strip()
     return texts

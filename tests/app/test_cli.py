@@ -131,8 +131,10 @@ def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
     provide(monkeypatch, "audiolm_utils.study.recipe", RECIPES={"a": None, "b": None})
     assert cli.main(["study", "b", "--fresh"]) == 0
     assert json.loads(capsys.readouterr().out) == {"recipe": "b"}
+    noise = SimpleNamespace(run_or_load_noise=lambda fresh: run_or_load("augmentation", fresh))
+    provide(monkeypatch, "audiolm_utils.study.noise", **vars(noise))
     assert cli.main(["study"]) == 0
-    assert ran == [("b", True), ("a", False), ("b", False)]
+    assert ran == [("b", True), ("a", False), ("b", False), ("augmentation", False)]
 
 
 def test_data_counts_the_clips_at_hand_and_hours_by_manifest_and_task(monkeypatch, capsys):

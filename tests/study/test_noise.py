@@ -11,7 +11,7 @@ from audiolm_utils.data.augment import NoiseAndGain
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study import noise
-from audiolm_utils.study.noise import Half, arm_recipe, run_half, run_or_load_noise
+from audiolm_utils.study.noise import Half, arm_recipe, run_arm, run_half, run_or_load_noise
 from audiolm_utils.study.noise_answers import in_noise
 from audiolm_utils.study.noise_scores import differences, scores
 from audiolm_utils.study.recipe import Recipe, Stage
@@ -37,7 +37,7 @@ def recipe(parts) -> Recipe:
 @pytest.fixture
 def speech(recipe, empty_cache, monkeypatch) -> Half:
     monkeypatch.setattr(noise, "SNRS_DB", (10, 0))
-    monkeypatch.setattr(noise, "augmentation", lambda: NoiseAndGain(noise_p=1.0))
+    monkeypatch.setattr(noise, "augmentation", lambda recorded: NoiseAndGain(noise_p=1.0))
     items = tiny.write_items(cache_dir(), ["on", "sea bed", "to a"], source="tts")
     test = [dataclasses.replace(i, id=f"test {name}", split="test") for i, name in zip(items, "ab", strict=False)]
     sound = dataclasses.replace(items[2], id="sound", task="audiocaption", split="test")
@@ -46,10 +46,9 @@ def speech(recipe, empty_cache, monkeypatch) -> Half:
 
 @pytest.fixture
 def sound(recipe, speech) -> Half:
-    stage = Stage("caption", "lm", 2, ("projector", "lora"), batch_size=2, prompt_repeats=1, tasks=("audiocaption",))
-    items = [dataclasses.replace(i, task="audiocaption", references=("a low tone",)) for i in speech.items]
-    base = dataclasses.replace(recipe, name="tiny-sound", lora=tiny.LORA, compress=False, stages=(stage,))
-    return Half(base, items, {"captions": [i for i in items if i.split == "test"]})
+    test = [dataclasses.replace(i, task="audiocaption", references=("a low-pitched tone",)) for i in speech.items]
+    base = dataclasses.replace(recipe, name="tiny-sound")
+    return Half(base, speech.items, {"captions": [i for i in test if i.split == "test"]})
 
 
 def test_arms_differ_in_augmentation_and_nothing_else():
@@ -58,6 +57,7 @@ def test_arms_differ_in_augmentation_and_nothing_else():
     views = study.stages[0].views
     assert (views.augment.noise_p, views.augment.gain_p) == (0.3, 0.3)
     assert dataclasses.replace(study.stages[0], views=None) == clean.stages[0]
+    assert not arm_recipe(noise.SOUND, "study", 1).stages[0].views.augment.background  # it would make captions wrong
     assert dataclasses.replace(study, name=clean.name, stages=clean.stages) == clean
 
 
@@ -70,7 +70,14 @@ def test_training_backgrounds_are_never_test_backgrounds():
     items = noise.read_pocket_manifest()
     train, test = ({noise.recording_of(i) for i in noise.backgrounds(items, split)} for split in ("train", "test"))
     assert train and test and not train & test
-    assert set(noise.augmentation().background) == {i.path for i in noise.backgrounds(items, "train")}
+    assert set(noise.augmentation(recorded=True).background) == {i.path for i in noise.backgrounds(items, "train")}
+
+
+def test_sounds_are_trained_on_their_shortest_caption(speech):
+    answers = ("slow-paced tuba music", "a tuba plays", "a tuba sounds")
+    item = dataclasses.replace(speech.items[0], text="someone plays a tuba", references=answers)
+    assert noise.shortest_caption(item) == "a tuba plays"
+    assert noise.shortest_caption(dataclasses.replace(item, references=None)) == "someone plays a tuba"
 
 
 @pytest.mark.parametrize("kind", ["white", "recorded"])
@@ -93,12 +100,18 @@ def test_both_halves_are_trained_answered_and_scored(speech, sound):
     assert all(len(texts) == 2 for s in samples for texts in s["answers"].values())
     assert {s["reference"] for s in samples} == {"on", "sea bed"}
     _, captions = run_half(sound, [0], **QUIET)
-    assert len(captions) == 2 * (1 + 2) and captions[0]["references"][1] == "a low tone"
+    assert len(captions) == 2 * (1 + 2) and captions[0]["references"] == ["on", "a low pitched tone"]
     rows = scores(samples + captions)
     assert {row["metric"] for row in rows} == {"wer", "cider_d"}
     assert len(rows) == 2 * (5 + 3) and all(row["n"] == 2 for row in rows)
     again, _ = run_half(speech, [0, 1], **QUIET)
-    assert again == training  # loaded: minutes would differ
+    assert again == training  # loaded
+    anew = run_arm(speech, "clean", 0, fresh=True, **QUIET)
+    assert anew["training"]["stages"][0]["loss_curve"] == training[0]["stages"][0]["loss_curve"]
+    assert [test[-1] for test in anew["answers"]] == [
+        [s["answers"]["clean"][0] for s in samples if [s["noise"], s["snr_db"]] == test[1:3]]
+        for test in anew["answers"]
+    ]
 
 
 def test_scores_pool_seeds_and_differences_are_paired():
