@@ -11,7 +11,7 @@ from audiolm_utils.data.augment import AugmentedViews, SpanMask, WaveAugment
 from audiolm_utils.models.configuration import ALL_LINEAR_TARGETS, AudioLMConfig
 from audiolm_utils.models.projector import ProjectorConfig
 
-TRAINING_VERSION = 1  # raise it when a change to models/ or training/ changes what training gives
+TRAINING_VERSION = 1  # raise it when models/ or training/ change what training gives, other random draws apart
 FRAME_STACK = ProjectorConfig(kind="mlp", window_frames=3, num_layers=0, num_attention_heads=6)
 TRAINABLE_PARTS = ("projector", "ctc", "speech_lora", "lora")
 LATER = {"later": True}  # marks a field that was added after rows were measured; see `Recipe.fingerprint`
