@@ -75,6 +75,7 @@ class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
         encoder = SpeechEncoder.from_whisper(resolve(config.speech_model))
         llm = load_llm(resolve(config.text_model), dtype=dtype)
         config.speech_config, config.text_config = encoder.config, llm.config
+        encoder.config.name_or_path, llm.config.name_or_path = config.speech_model, config.text_model  # not the cache
         model = cls(config, encoder, llm)
         if ctc_token_ids is not None and model.ctc is not None:
             model.ctc.set_vocabulary(ctc_token_ids)

@@ -391,6 +391,7 @@ def test_from_parts_starts_from_the_checkpoints(compressed, parts):
     assert torch.equal(model.language_model.model.norm.weight, own)
     assert model.config.speech_config.d_model == 32
     assert model.config.text_config.vocab_size == 260
+    assert model.config.text_config.name_or_path == model.config.text_model
 
 
 def test_a_model_of_a_configuration_alone_is_frozen_too(compressed):

@@ -22,6 +22,11 @@ def test_an_unknown_recipe_is_named_with_the_known_ones():
         run.get_recipe("pocket-slow")
 
 
+def test_shipped_adapters_name_no_folder_of_the_machine_that_made_them():
+    adapters = sorted(run.ADAPTERS.glob("*/config.json"))
+    assert adapters and not [path for path in adapters if '"/' in path.read_text(encoding="utf-8")]
+
+
 def test_the_committed_row_is_loaded_and_belongs_to_this_recipe_and_data(monkeypatch):
     monkeypatch.setattr(
         run, "prepare_corpus", lambda **_: pytest.fail("the committed row does not fit; it would train")
