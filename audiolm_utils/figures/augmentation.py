@@ -16,7 +16,6 @@ from audiolm_utils.study.results import RESULTS, read_result
 Rows = Sequence[Mapping[str, Any]]
 ARMS = {"clean": "trained without augmentation", "study": "with noise and gain, p = 0.3 each"}
 METRICS = {"wer": "word error rate", "cider_d": "CIDEr-D"}
-NOISES = {"white": "white noise", "recorded": "recorded sounds"}
 PANELS = {
     ("prompts", "white"): "recorded prompts\nin white noise",
     ("prompts", "recorded"): "recorded prompts\nover recorded sounds",
