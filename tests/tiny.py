@@ -24,6 +24,8 @@ from audiolm_utils.data.audio import write_wav
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
+from audiolm_utils.models.projector import ProjectorConfig
+from audiolm_utils.study.recipe import Recipe
 
 SAMPLE_RATE = 16_000
 PAD, END, AUDIO = "<|pad|>", "<|im_end|>", "<|audio|>"
@@ -131,6 +133,13 @@ def build(parts: Path, seed: int = 0, **fields: Any) -> tuple[AudioLMForConditio
 
 WITH_CTC = {"ctc_vocab_size": 28}
 COMPRESSED = {"ctc_vocab_size": 28, "compress": True}
+
+
+def make_recipe(parts: Path, name: str, **fields: Any) -> Recipe:
+    """A recipe on the tiny models, with a frame-stacking projector."""
+    projector = ProjectorConfig(**MLP)
+    models = {"speech_model": str(parts / "speech"), "text_model": str(parts / "text")}
+    return Recipe(name, audio_token=AUDIO, projector=projector, **models, **fields)
 
 
 def clip(duration_s: float, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,6 @@ import pytest
 from audiolm_utils.data.annotations import manifest_sha256
 from audiolm_utils.data.augment import NoiseAndGain
 from audiolm_utils.data.cache import cache_dir
-from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study import noise
 from audiolm_utils.study.noise import Half, arm_recipe, run_arm, run_half, run_or_load_noise
 from audiolm_utils.study.noise_answers import in_noise
@@ -23,15 +22,8 @@ QUIET = {"use_cpu": True, "disable_tqdm": True}
 
 @pytest.fixture
 def recipe(parts) -> Recipe:
-    return Recipe(
-        "tiny-speech",
-        speech_model=str(parts / "speech"),
-        text_model=str(parts / "text"),
-        audio_token=tiny.AUDIO,
-        projector=ProjectorConfig(**tiny.MLP),
-        lora=None,
-        stages=(Stage("align", "ctc", 2, ("projector", "ctc"), batch_size=2),),
-    )
+    align = Stage("align", "ctc", 2, ("projector", "ctc"), batch_size=2)
+    return tiny.make_recipe(parts, "tiny-speech", lora=None, stages=(align,))
 
 
 @pytest.fixture

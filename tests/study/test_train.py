@@ -8,7 +8,6 @@ import torch
 
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
-from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study.recipe import TRAINABLE_PARTS, Recipe, Stage
 from audiolm_utils.study.train import PARTS, build_model, select_trainable, stage_items, train_stage
 from tests import tiny
@@ -20,16 +19,7 @@ ALIGN = Stage("align", "ctc", 3, ("projector", "ctc"), batch_size=2)
 
 @pytest.fixture
 def recipe(parts) -> Recipe:
-    return Recipe(
-        "tiny",
-        speech_model=str(parts / "speech"),
-        text_model=str(parts / "text"),
-        audio_token=tiny.AUDIO,
-        projector=ProjectorConfig(**tiny.MLP),
-        lora=tiny.LORA,
-        speech_lora=tiny.LORA,
-        stages=(ALIGN,),
-    )
+    return tiny.make_recipe(parts, "tiny", lora=tiny.LORA, speech_lora=tiny.LORA, stages=(ALIGN,))
 
 
 @pytest.fixture
