@@ -52,8 +52,10 @@ def tiny_clip(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny random Whisper in `speech` and a tiny random Llama, with tokenizer, in `text`."""
+    """A folder of tiny random models: Whisper in `speech`, Llama with tokenizer in `text`, `beats` and `eat`."""
     folder = tmp_path_factory.mktemp("parts")
     tiny.write_speech_model(folder / "speech")
     tiny.write_text_model(folder / "text")
+    for kind in ("beats", "eat"):
+        tiny.write_audio_model(folder / kind, kind)
     return folder

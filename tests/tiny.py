@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from audiolm_utils.models.fbank import EAT_FBANK
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -21,7 +23,9 @@ from transformers import (
 
 from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.audio import write_wav
+from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
 from audiolm_utils.models.configuration import AudioLMConfig
+from audiolm_utils.models.eat import EatConfig, EatEncoder
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.projector import ProjectorConfig
@@ -111,8 +115,24 @@ def write_text_model(folder: Path) -> Path:
     return folder
 
 
+def write_audio_model(folder: Path, kind: str) -> Path:
+    """Write a random BEATs or EAT ("beats", "eat") of 2 layers, 32 mel bins in 2 bands, width 16."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    shape["initializer_range"] = 0.2
+    if kind == "beats":
+        fbank = {"num_mel_bins": 32}
+        model = BeatsEncoder(BeatsConfig(fbank=fbank, patch_embed_dim=8, conv_pos=8, conv_pos_groups=2, **shape))
+    else:
+        model = EatEncoder(EatConfig(fbank=asdict(replace(EAT_FBANK, num_mel_bins=32)), **shape))
+    model.save_pretrained(folder)
+    return folder
+
+
 def make_config(parts: Path, **fields: Any) -> AudioLMConfig:
-    """A configuration over the parts in `parts/speech` and `parts/text`."""
+    """A configuration over the parts in `parts/speech` and `parts/text`; `audio_model` may name another of them."""
+    if fields.get("audio_model"):
+        fields["audio_model"] = str(parts / fields["audio_model"])
     defaults: dict[str, Any] = {
         "speech_model": str(parts / "speech"),
         "text_model": str(parts / "text"),

@@ -18,7 +18,12 @@ from audiolm_utils import __version__
 
 FIGURES_DIR = Path(__file__).resolve().parents[2] / "figures"
 MAX_CLIP_S = 30.0
-EXPERIMENTS = {"augmentation": "audiolm_utils.study.noise:run_or_load_noise"}  # several recipes in one result
+EXPERIMENTS = {  # several trainings or measurements in one result
+    "augmentation": "audiolm_utils.study.noise:run_or_load_noise",
+    "mini-encoders": "audiolm_utils.study.mini_encoders:run_or_load_mini_encoders",
+    "encoders": "audiolm_utils.study.encoders:run_or_load_encoders",
+    "full-size-encoders": "audiolm_utils.study.full_size:run_or_load_full_size",
+}
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 

@@ -17,6 +17,7 @@ from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.data.sources import recording_of
 from audiolm_utils.data.text import spoken_words
 from audiolm_utils.evaluation.metrics import bootstrap_ci, cider_d, normalize_english, wer, word_errors
+from audiolm_utils.models.listening import AUDIO_INPUTS
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 
@@ -50,7 +51,7 @@ def answer_clips(
     """
     model.eval()
     batch = processor(instructions, audio=clips).to(model.device)
-    features, lengths = model.speech_encoder(batch.pop("input_features"), batch.pop("feature_lengths"))
+    features, lengths = model.encode(**{name: batch.pop(name) for name in AUDIO_INPUTS if name in batch})
     audio = {"encoder_features": features, "encoder_lengths": lengths}
     rows: list[dict[str, str]] = [{} for _ in clips]
     if llm:
@@ -166,11 +167,12 @@ def score_qa(rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: i
     Returns:
         accuracy, ci95 [low, high], n, recordings.
     """
-    hits = np.array([any(_same(r[key], reference) for reference in r["references"]) for r in rows], dtype=float)
+    hits = np.array([any(is_right(r[key], reference) for reference in r["references"]) for r in rows], dtype=float)
     return {"accuracy": round(float(hits.mean()), 4), **_interval(rows, hits, seed)}
 
 
-def _same(hypothesis: str, reference: str) -> bool:
+def is_right(hypothesis: str, reference: str) -> bool:
+    """Whether an answer equals a reference once both pass `normalize_english`; see [`score_qa`]."""
     if normalized := normalize_english(reference):
         return normalize_english(hypothesis) == normalized
     return hypothesis.strip().lower() == reference.strip().lower()

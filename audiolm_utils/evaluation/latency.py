@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from audiolm_utils.evaluation.profiling import Timing, measure
+from audiolm_utils.models.listening import AUDIO_INPUTS
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import SAMPLE_RATE, AudioLMProcessor
 
@@ -44,8 +45,8 @@ def profile_answer(
         return {k: v.to(device) for k, v in processor([instruction], audio=[clip]).items()}
 
     batch = inputs()
-    audio = {k: batch[k] for k in ("input_features", "feature_lengths")}
-    features, lengths = model.speech_encoder(*audio.values())
+    audio = {k: batch[k] for k in AUDIO_INPUTS if k in batch}
+    features, lengths = model.encode(**audio)
     cached = {"encoder_features": features, "encoder_lengths": lengths}
     prompt = {k: batch[k] for k in ("input_ids", "attention_mask")}
 
@@ -63,7 +64,7 @@ def profile_answer(
     parts = {
         "ttft_s": first,
         "frontend_s": time(inputs),
-        "encoder_s": time(lambda: model.speech_encoder(*audio.values())),
+        "encoder_s": time(lambda: model.encode(**audio)),
         "connector_s": connector,
         "prefill_s": Timing.of([t - connector.median for t in prefill.samples]),
         "tpot_s": per_token,

@@ -42,7 +42,7 @@ def noise_curves(scores: Rows, panels: Sequence[tuple[str, str]] = SHOWN) -> Fig
     """WER or CIDEr-D against SNR, one panel a test set and kind of noise, one line an arm.
 
     Args:
-        scores: rows of `noise_scores.scores`: lines with 95 % intervals, and a small dot for each seed.
+        scores: rows of `paired.scores`: lines with 95 % intervals, and a small dot for each seed.
         panels: keys of `PANELS`.
     """
     figure, axes = new_figure(1, len(panels), squeeze=False, figure={"figsize": (4.1 * len(panels), 4.6)})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-FROZEN_PARTS = ("speech_encoder.", "language_model.")
+FROZEN_PARTS = ("speech_encoder.", "audio_encoder.", "language_model.")
 
 
 class OwnWeights(Base):

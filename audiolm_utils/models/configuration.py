@@ -17,11 +17,13 @@ class AudioLMConfig(PreTrainedConfig):
 
     Attributes:
         speech_model: where the frozen Whisper checkpoint comes from ("pocket:whisper-tiny.en", a folder, a hub id).
+        audio_model: the same for the audio-event encoder ("pocket:beats-mini", a BEATs or EAT checkpoint), or None.
         text_model: the same for the causal LLM.
-        speech_config, text_config: their configurations, so that shapes are known without weights.
+        speech_config, audio_config, text_config: their configurations, so that shapes are known without weights.
         projector: fields of [`ProjectorConfig`].
         audio_token_id: the LLM's existing special token that stands for one audio token in a prompt.
-        pad_to_30s: encode Whisper's padded 30 s, as published checkpoints were trained, not the real length.
+        pad_to_30s: let Whisper hear 30 s, silence behind the clip, as its decoder was trained, not the real length; the
+            clip's own frames are kept. With a legacy projector all 1,500 are, as SALMONN's checkpoints were trained.
         ctc_vocab_size: tokens of the CTC head; 0 leaves the head out.
         ctc_merges: how many of the tokenizer's merges spell CTC targets, None for all; see [`AudioLMProcessor`].
         compress: give the LLM CTC peaks instead of every audio token.
@@ -32,8 +34,10 @@ class AudioLMConfig(PreTrainedConfig):
     model_type = "audiolm"
 
     speech_model: str | None = None
+    audio_model: str | None = None
     text_model: str | None = None
     speech_config: dict[str, Any] | PreTrainedConfig | None = None
+    audio_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     projector: dict[str, Any] | None = None
     audio_token_id: int = 0
@@ -48,7 +52,11 @@ class AudioLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.speech_config = _as_config(self.speech_config, "whisper")
         self.text_config = _as_config(self.text_config, "llama")
+        if self.audio_config is not None:
+            self.audio_config = _as_config(self.audio_config, "beats")
         self.projector = self.projector_config.to_dict()
+        if self.projector_config.legacy and not self.pad_to_30s:
+            raise ValueError("a legacy projector reads all of Whisper's 30 s: set pad_to_30s=True")
         if self.compress and not self.ctc_vocab_size:
             raise ValueError("compress needs a CTC head: set ctc_vocab_size to the number of its tokens")
 

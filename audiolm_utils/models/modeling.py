@@ -1,4 +1,4 @@
-"""The audio language model: speech encoder, projector, optional CTC head, causal LLM with LoRA.
+"""The audio language model: speech and audio-event encoder, projector, optional CTC head, causal LLM with LoRA.
 
 Shape legend: B batch, S sequence, N audio tokens, D LLM width, V vocabulary.
 """
@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
+from audiolm_utils.models.audio_encoders import AudioEncoder, load_audio_encoder
 from audiolm_utils.models.checkpoint import OwnWeights
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.ctc import CTCHead
 from audiolm_utils.models.joint_decoding import CTCLogitsProcessor
+from audiolm_utils.models.listening import AUDIO_INPUTS, Listening
 from audiolm_utils.models.llm import add_lora, embedding_rms, is_adapter, load_llm
 from audiolm_utils.models.outputs import AudioLMOutput, AudioTokens
 from audiolm_utils.models.projector import Projector
@@ -23,11 +25,11 @@ from audiolm_utils.models.weights import resolve
 from audiolm_utils.models.whisper import SpeechEncoder
 
 
-class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
-    """SALMONN's recipe (Tang et al. 2024) on transformers: frozen encoder, trained projector, LLM with LoRA.
+class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
+    """SALMONN's recipe (Tang et al. 2024) on transformers: frozen encoders, trained projector, LLM with LoRA.
 
     Frozen parts are kept by reference: `save_pretrained` writes the projector, the CTC head and the
-    adapters only, and `from_pretrained` loads the rest from `config.speech_model` and `config.text_model`.
+    adapters only, and `from_pretrained` loads the rest from `config.speech_model`, `audio_model` and `text_model`.
     """
 
     config_class = AudioLMConfig
@@ -40,19 +42,23 @@ class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
         config: AudioLMConfig,
         speech_encoder: SpeechEncoder | None = None,
         language_model: PreTrainedModel | None = None,
+        audio_encoder: AudioEncoder | None = None,
     ) -> None:
         super().__init__(config)
         self.speech_encoder = speech_encoder or SpeechEncoder(config.speech_config)
+        if audio_encoder is None and config.audio_config is not None:
+            audio_encoder = AutoModel.from_config(config.audio_config)
+        self.audio_encoder = audio_encoder
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
-        self.speech_encoder.requires_grad_(False)
-        self.language_model.requires_grad_(False)
+        self.requires_grad_(False)
         if config.lora:
             add_lora(self.language_model, config.lora)
         if config.speech_lora:
             add_lora(self.speech_encoder, config.speech_lora)
         embedding = self.language_model.get_input_embeddings()
         width, rms = embedding.embedding_dim, embedding_rms(self.language_model)
-        self.projector = Projector(config.projector_config, self.speech_encoder.hidden_size, width, rms)
+        streams = [part.hidden_size for part in (self.speech_encoder, self.audio_encoder) if part is not None]
+        self.projector = Projector(config.projector_config, streams, width, rms)
         self.ctc = CTCHead(config.ctc_vocab_size, width, rms) if config.ctc_vocab_size else None
         self.ctc_weight = 0.0
         self.post_init()
@@ -76,7 +82,12 @@ class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
         llm = load_llm(resolve(config.text_model), dtype=dtype)
         config.speech_config, config.text_config = encoder.config, llm.config
         encoder.config.name_or_path, llm.config.name_or_path = config.speech_model, config.text_model  # not the cache
-        model = cls(config, encoder, llm)
+        audio_encoder = None
+        if config.audio_model is not None:
+            audio_encoder = load_audio_encoder(config.audio_model)
+            config.audio_config = audio_encoder.config
+            audio_encoder.config.name_or_path = config.audio_model
+        model = cls(config, encoder, llm, audio_encoder)
         if ctc_token_ids is not None and model.ctc is not None:
             model.ctc.set_vocabulary(ctc_token_ids)
         return model.eval()
@@ -86,7 +97,9 @@ class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
     def train(self, mode: bool = True) -> AudioLMForConditionalGeneration:
         """Set training mode; frozen parts stay in eval mode, only their adapters follow."""
         super().train(mode)
-        for part in (self.speech_encoder, self.language_model):
+        for part in (self.speech_encoder, self.audio_encoder, self.language_model):
+            if part is None:
+                continue
             part.eval()
             for name, module in part.named_modules():
                 if is_adapter(name):
@@ -94,31 +107,6 @@ class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
         return self
 
     # Computation ------------------------------------------------------------------------------------------
-
-    def embed_audio(
-        self,
-        input_features: torch.Tensor | None = None,
-        feature_lengths: torch.Tensor | None = None,
-        encoder_features: torch.Tensor | None = None,
-        encoder_lengths: torch.Tensor | None = None,
-    ) -> AudioTokens:
-        """Encode log-mel features (B, M, T), or take encoder features (B, F, E) as cached, and project them.
-
-        Lengths are mel frames for `input_features` and encoder frames for `encoder_features`.
-        """
-        if encoder_features is None:
-            if input_features is None or feature_lengths is None:
-                raise ValueError("give input_features with feature_lengths, or encoder_features with encoder_lengths")
-            encoder_features, encoder_lengths = self.speech_encoder(input_features, feature_lengths)
-        tokens, counts = self.projector(encoder_features.to(self.projector.norm.weight.dtype), encoder_lengths)
-        if self.ctc is None:
-            return AudioTokens(tokens, counts, None, None)
-        table = self.language_model.get_input_embeddings().weight
-        log_probs = self.ctc.log_probs(tokens, table)
-        if not self.config.compress:
-            return AudioTokens(tokens, counts, None, log_probs)
-        inputs, keep = self.ctc.compress(tokens, log_probs, counts, table)
-        return AudioTokens(inputs, counts, keep, log_probs)
 
     def forward(
         self,
@@ -138,12 +126,12 @@ class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
             ctc_labels: (B, L), padded with -100; used where `ctc_weight` is above 0.
             num_items_in_batch: labelled tokens of the whole optimizer step; the loss is then their mean, so that
                 accumulated micro-batches equal one large batch.
-            audio: see [`embed_audio`].
+            audio: see [`embed_audio`]; without any the batch is text.
 
         Raises:
             ValueError: a row's placeholders differ from its audio tokens.
         """
-        tokens = self.embed_audio(**audio)
+        tokens = self.embed_audio(**audio) if audio else self._no_audio(len(input_ids))
         spliced = self._splice(tokens, input_ids, attention_mask, labels, "right")
         hidden = self.language_model.get_decoder()(
             inputs_embeds=spliced.inputs_embeds, attention_mask=spliced.attention_mask, use_cache=False
@@ -166,25 +154,9 @@ class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
             ctc_loss = ctc.detach() / max(1, sum(map(len, rows)))
         return AudioLMOutput(loss=loss, logits=logits, lm_loss=lm_loss, ctc_loss=ctc_loss)
 
-    def align(
-        self,
-        labels: torch.Tensor,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **audio: torch.Tensor,
-    ) -> torch.Tensor:
-        """CTC loss a target token, without the LLM's layers.
-
-        Args:
-            labels: (B, L) LLM token ids, padded with -100.
-            num_items_in_batch: target tokens of the whole optimizer step, or None for this batch's.
-            audio: see [`embed_audio`].
-        """
-        tokens = self.embed_audio(**audio)
-        if self.ctc is None or tokens.log_probs is None:
-            raise ValueError("alignment needs a CTC head: set ctc_vocab_size in the model's configuration")
-        rows = [row[row != IGNORE_INDEX].tolist() for row in labels]
-        total = self.ctc.loss(tokens.log_probs, tokens.counts, rows)
-        return total / (num_items_in_batch if num_items_in_batch is not None else max(1, sum(map(len, rows))))
+    def _no_audio(self, rows: int) -> AudioTokens:
+        embedding = self.language_model.get_input_embeddings().weight
+        return AudioTokens(embedding.new_zeros(rows, 0, embedding.shape[1]), torch.zeros(rows).long(), None, None)
 
     def _splice(
         self,
@@ -217,8 +189,7 @@ class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
         own `generate`. A row ends at the LLM's end token, and its remainder is padding. With `ctc_decode_weight`
         (0 to 1) CTC checks the answer against the audio; see [`CTCLogitsProcessor`].
         """
-        names = ("input_features", "feature_lengths", "encoder_features", "encoder_lengths")
-        tokens = self.embed_audio(**{n: kwargs.pop(n) for n in names if n in kwargs})
+        tokens = self.embed_audio(**{n: kwargs.pop(n) for n in AUDIO_INPUTS if n in kwargs})
         spliced = self._splice(tokens, input_ids, attention_mask, None, "left")
         kwargs.setdefault("do_sample", False)
         if ctc_decode_weight:
@@ -233,14 +204,6 @@ class AudioLMForConditionalGeneration(OwnWeights, PreTrainedModel):
         end = self.language_model.generation_config.eos_token_id
         end_ids = list(end) if isinstance(end, list | tuple) else [end]
         return CTCLogitsProcessor(tokens.log_probs, tokens.counts, self.ctc.token_ids, end_ids, weight)
-
-    @torch.no_grad()
-    def read_ctc(self, **audio: torch.Tensor) -> list[list[int]]:
-        """Token ids that the CTC head reads off each clip, without the LLM; raises without a CTC head."""
-        tokens = self.embed_audio(**audio)
-        if self.ctc is None or tokens.log_probs is None:
-            raise ValueError("this model has no CTC head: set ctc_vocab_size in its configuration")
-        return self.ctc.greedy(tokens.log_probs, tokens.counts)
 
 
 AutoModel.register(AudioLMConfig, AudioLMForConditionalGeneration)

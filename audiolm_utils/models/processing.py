@@ -18,7 +18,10 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from audiolm_utils.models.audio_encoders import load_audio_encoder
 from audiolm_utils.models.configuration import AudioLMConfig
+from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
+from audiolm_utils.models.log_mel import log_mel
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.models.splice import IGNORE_INDEX
 from audiolm_utils.models.whisper import MAX_FRAMES, SAMPLES_PER_FRAME, num_frames
@@ -37,6 +40,7 @@ class AudioLMProcessor(ProcessorMixin):
         audio_token: an existing special token of the tokenizer; the vocabulary is never resized.
         projector: fields of [`ProjectorConfig`], for the number of audio tokens.
         pad_to_30s: as in the model's configuration.
+        audio_frontend: fields of [`FbankConfig`] where the model has an audio encoder, or None.
         system_prompt: system message of every chat; "" keeps it empty, None leaves it to the template.
         ctc_merges: spell CTC targets with the tokenizer's first merges only, so that there are fewer, more
             frequent classes; None uses all of them.
@@ -56,6 +60,7 @@ class AudioLMProcessor(ProcessorMixin):
         audio_token: str = "<|audio|>",
         projector: dict[str, Any] | None = None,
         pad_to_30s: bool = False,
+        audio_frontend: dict[str, Any] | None = None,
         system_prompt: str | None = "",
         ctc_merges: int | None = None,
         chat_template: str | None = None,
@@ -63,6 +68,7 @@ class AudioLMProcessor(ProcessorMixin):
         self.audio_token = audio_token
         self.projector = dict(projector or {})
         self.pad_to_30s = pad_to_30s
+        self.audio_frontend = audio_frontend
         self.system_prompt = system_prompt
         self.ctc_merges = ctc_merges
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
@@ -83,12 +89,15 @@ class AudioLMProcessor(ProcessorMixin):
         from audiolm_utils.models.weights import resolve
 
         tokenizer = AutoTokenizer.from_pretrained(resolve(config.text_model))
+        if config.audio_model is not None and config.audio_config is None:
+            config.audio_config = load_audio_encoder(config.audio_model).config
         return cls(
             WhisperFeatureExtractor.from_pretrained(resolve(config.speech_model)),
             tokenizer,
             audio_token=tokenizer.convert_ids_to_tokens(config.audio_token_id),
             projector=config.projector,
             pad_to_30s=config.pad_to_30s,
+            audio_frontend=config.audio_config.fbank if config.audio_config is not None else None,
             ctc_merges=config.ctc_merges,
             **kwargs,
         )
@@ -101,38 +110,34 @@ class AudioLMProcessor(ProcessorMixin):
             return cls.from_config(AudioLMConfig.from_pretrained(str(folder)), **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
+    @property
+    def _projector(self) -> ProjectorConfig:
+        return ProjectorConfig(**self.projector)
+
     def num_audio_tokens(self, num_samples: int) -> int:
         """Audio tokens of a clip of `num_samples` at 16 kHz, as the projector will give."""
-        frames = MAX_FRAMES if self.pad_to_30s else num_frames(max(num_samples, MIN_SAMPLES))
-        return int(ProjectorConfig(**self.projector).num_tokens(frames))
+        frames = MAX_FRAMES if self._projector.legacy else num_frames(max(num_samples, MIN_SAMPLES))
+        return int(self._projector.num_tokens(frames))
 
     def audio_features(self, audio: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Log-mel features of mono 16 kHz clips, each computed on its own and padded with zeros.
+        """Features of mono 16 kHz clips, each computed as if it were alone and padded with zeros.
 
         Returns:
-            input_features float32 (B, M, T) and feature_lengths int64 (B,) in mel frames.
+            input_features float32 (B, M, T) and feature_lengths int64 (B,) in mel frames; with an audio encoder
+            fbank float32 (B, T', M') and fbank_lengths int64 (B,).
 
         Raises:
             ValueError: a clip is empty, not one-dimensional, not finite, or longer than 30 s (naming its index).
         """
-        mels = [self._mel(np.asarray(clip, dtype=np.float32), i) for i, clip in enumerate(audio)]
-        lengths = torch.tensor([mel.shape[1] for mel in mels])
-        batch = torch.zeros(len(mels), mels[0].shape[0], int(lengths.max()))
-        for row, mel in zip(batch, mels, strict=True):
-            row[:, : mel.shape[1]] = mel
-        return {"input_features": batch, "feature_lengths": lengths}
-
-    def _mel(self, clip: np.ndarray, index: int) -> torch.Tensor:
-        if clip.ndim != 1 or clip.size == 0 or not np.isfinite(clip).all():
-            raise ValueError(f"clip {index} has shape {clip.shape}; expected finite mono samples at 16 kHz")
-        if clip.size > MAX_SAMPLES:
-            raise ValueError(f"clip {index} lasts {clip.size / SAMPLE_RATE:.1f} s; split it into windows of up to 30 s")
-        size = MAX_SAMPLES if self.pad_to_30s else num_frames(max(clip.size, MIN_SAMPLES)) * SAMPLES_PER_FRAME
-        features = self.feature_extractor(
-            np.pad(clip, (0, size - clip.size)), sampling_rate=SAMPLE_RATE, padding=False, truncation=False,
-            return_tensors="pt",
-        )  # fmt: skip
-        return features.input_features[0]
+        features, lengths = log_mel(audio, self.feature_extractor.feature_size, pad_to_30s=self.pad_to_30s)
+        if self._projector.legacy:
+            lengths = torch.full_like(lengths, features.shape[-1])
+        batch = {"input_features": features, "feature_lengths": lengths}
+        if self.audio_frontend is not None:
+            if self._projector.legacy:  # SALMONN fills clips below 1 s with silence
+                audio = [np.pad(clip, (0, max(0, SAMPLE_RATE - len(clip)))) for clip in audio]
+            batch["fbank"], batch["fbank_lengths"] = kaldi_fbank(audio, FbankConfig(**self.audio_frontend))
+        return batch
 
     def prompt(self, instruction: str, num_audio_tokens: int) -> str:
         """The chat prompt of one clip: its placeholders, then the instruction, up to the assistant's turn."""
@@ -178,7 +183,7 @@ class AudioLMProcessor(ProcessorMixin):
             counts = [self.num_audio_tokens(len(clip)) for clip in audio]
         else:
             batch = _pad_features(clips)
-            counts = [int(ProjectorConfig(**self.projector).num_tokens(len(f))) for f in clips]
+            counts = [int(self._projector.num_tokens(len(f))) for f in clips]
         prompts = [self._ids(self.prompt(t, n)) for t, n in zip(text, counts, strict=True)]
         end = [self.tokenizer.eos_token_id]
         spell = self.ctc_ids if answers_as_ctc else self._ids

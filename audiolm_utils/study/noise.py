@@ -19,7 +19,7 @@ from audiolm_utils.data.speech import text_key
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.noise_answers import heard, read_out
-from audiolm_utils.study.noise_scores import differences, scores
+from audiolm_utils.study.paired import differences, scores
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.study.results import provenance, read_result, result_path, write_result
 from audiolm_utils.study.run import SPEECH_SOURCES
@@ -28,6 +28,7 @@ from audiolm_utils.study.train import build_model, train_stage
 SEEDS = (0, 1, 2)
 SNRS_DB = (20, 10, 5, 0)
 ARMS = ("clean", "study")  # without augmentation, and with the study's
+CONDITION = ("test_set", "noise", "snr_db")
 VIEWS = 3
 TEST_TTS = 100
 BACKGROUND_SOURCES, MIN_BACKGROUND_S = ("scratch", "sonic-pi"), 1.0
@@ -96,8 +97,13 @@ def sound_half() -> Half:
 
 
 def shortest_caption(item: AudioItem) -> str:
-    """The right answer with the fewest words, hyphens apart; the first in the alphabet of several."""
-    return min((item.text, *(item.references or ())), key=lambda text: (len(text.replace("-", " ").split()), text))
+    """The right answer with the fewest words; see [`shortest`]."""
+    return shortest((item.text, *(item.references or ())))
+
+
+def shortest(captions: Sequence[str]) -> str:
+    """The caption with the fewest words, hyphens apart; the first in the alphabet of several."""
+    return min(captions, key=lambda text: (len(text.replace("-", " ").split()), text))
 
 
 def backgrounds(items: Sequence[AudioItem], split: str) -> list[AudioItem]:
@@ -186,7 +192,7 @@ def run_or_load_noise(*, fresh: bool = False, **arguments: Any) -> dict[str, Any
     """The experiment's result row: loaded where recipes and data are those of the row, else trained and measured.
 
     What an interrupted call finished is not done again; `fresh` starts over. The row has training (one row a run),
-    scores and differences (see `noise_scores`), and what every result row has; its samples stand beside it.
+    scores and differences (see `paired`), and what every result row has; its samples stand beside it.
     """
     data, stage1 = manifest_sha256(read_pocket_manifest()), manifest_sha256(read_stage("stage1"))
     known = {"fingerprint": fingerprint(), "data_sha256": data, "stage1_sha256": stage1}
@@ -197,6 +203,6 @@ def run_or_load_noise(*, fresh: bool = False, **arguments: Any) -> dict[str, Any
     halves = [run_half(half, fresh=fresh, **arguments) for half in (speech_half(), sound_half())]
     training, samples = ([row for half in halves for row in half[n]] for n in (0, 1))
     row = provenance(EXPERIMENT, data) | known | {"seed": list(SEEDS), "training": training}
-    row |= {"scores": scores(samples), "differences": differences(samples)}
+    row |= {"scores": scores(samples, CONDITION), "differences": differences(samples, CONDITION, "clean")}
     write_result(EXPERIMENT, row, samples)
     return row

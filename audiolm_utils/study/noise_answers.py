@@ -14,7 +14,8 @@ from audiolm_utils.data.augment import add_noise
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.study.measure import Model
-from audiolm_utils.training.features import FeatureCache, module_hash
+from audiolm_utils.training.encoding import speech_hash
+from audiolm_utils.training.features import FeatureCache
 
 
 def in_noise(
@@ -34,7 +35,7 @@ def heard(
 ) -> list[np.ndarray]:
     """Encoder features (F, E) of test clips in noise, each encoded alone and kept in the feature cache."""
     (network, processor), root = model, cache_dir()
-    cached = FeatureCache(root / "features", module_hash(network.speech_encoder, pad_to_30s=network.config.pad_to_30s))
+    cached = FeatureCache(root / "features", speech_hash(network))
     recordings = [load_audio(resolve_path(i, root)) for i in backgrounds] if noise == "recorded" else []
     which = zlib.crc32("|".join(i.id for i in backgrounds).encode()) if recordings else 0
     name = "clean" if snr_db is None else f"{noise}-{which}-{snr_db:g}dB"

@@ -25,3 +25,15 @@ def published_composition(path: Path | str = PUBLISHED / "composition.csv") -> p
     rows = read.assign(samples=(samples * 1e6).round().astype(int), dataset=read["dataset"].fillna(NOT_STATED))
     rows = rows[named | ~named.groupby(tasks).transform("any")]
     return with_shares(rows[["stage", "task", "dataset", "samples", "source"]])
+
+
+def published_encoders(path: Path | str = PUBLISHED / "encoders.csv") -> pd.DataFrame:
+    """Return the study's two encoder tables: experiment, model, latency_s, memory_gb and source, a row a model.
+
+    `latency_change_s` and `memory_change_gb` are to the first model of the same experiment, the study's base. What it
+    calls GB are GiB: only so do its rows lie above the bytes of their weights by one and the same amount.
+    """
+    rows = pd.read_csv(path, keep_default_na=False)
+    base = rows.groupby("experiment")[["latency_s", "memory_gb"]].transform("first")
+    change = (rows[base.columns] - base).round(4)
+    return rows.assign(latency_change_s=change["latency_s"], memory_change_gb=change["memory_gb"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch.utils.data import Dataset
 from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -20,7 +21,8 @@ from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.weights import resolve
 from audiolm_utils.study.recipe import Recipe, Stage
-from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary, encode_items
+from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary
+from audiolm_utils.training.encoding import encode_items
 from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
 
 PARTS = {
@@ -64,21 +66,45 @@ def train_stage(
     folder: Path,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Train one stage in place and return its row of the result file.
+    """Train one stage on the items of its tasks, in place; see [`fit_stage`]."""
 
-    A finished stage is loaded, an interrupted one resumes from its last checkpoint.
+    def data() -> tuple[AudioDataset, Collator]:
+        root, seed, chosen = cache_dir(), recipe.seed + stage.seed_offset, stage_items(stage, items)
+        cache = None
+        if not stage.from_audio:
+            cache = encode_items(model, processor, chosen, root, root / "features", views=stage.views)
+        collator = Collator(
+            processor,
+            stage.objective,
+            answers_as_ctc=recipe.answers_as_ctc,
+            wave_augment=stage.wave_augment,
+            span_mask=stage.span_mask,
+            seed=seed,
+        )
+        return AudioDataset(chosen, root, cache, stage.views, seed), collator
+
+    return fit_stage(recipe, stage, model, data, folder, **arguments)
+
+
+def fit_stage(
+    recipe: Recipe,
+    stage: Stage,
+    model: AudioLMForConditionalGeneration,
+    data: Callable[[], tuple[Dataset, Callable[..., Any]]],
+    folder: Path,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Train one stage in place on the data set and collator that `data` gives; return its row of the result file.
+
+    A finished stage is loaded, without its data; an interrupted one resumes from its last checkpoint.
     """
     done = folder / "stage.json"
     if done.is_file():
         model.load_own_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), origin=str(folder))
         return json.loads(done.read_text(encoding="utf-8"))
-    root, seed = cache_dir(), recipe.seed + stage.seed_offset
     select_trainable(model, stage.trainable)
     model.ctc_weight = stage.ctc_weight
-    data = stage_items(stage, items)
-    cache = None
-    if not stage.from_audio:
-        cache = encode_items(model, processor, data, root, root / "features", views=stage.views)
+    dataset, collator = data()
     trainer = AudioLMTrainer(
         model=model,
         objective=stage.objective,
@@ -90,18 +116,11 @@ def train_stage(
             per_device_train_batch_size=stage.batch_size,
             gradient_accumulation_steps=stage.accumulation,
             learning_rate=stage.learning_rate,
-            seed=seed,
+            seed=recipe.seed + stage.seed_offset,
             **arguments,
         ),
-        data_collator=Collator(
-            processor,
-            stage.objective,
-            answers_as_ctc=recipe.answers_as_ctc,
-            wave_augment=stage.wave_augment,
-            span_mask=stage.span_mask,
-            seed=seed,
-        ),
-        train_dataset=AudioDataset(data, root, cache, stage.views, seed),
+        data_collator=collator,
+        train_dataset=dataset,
     )
     start = time.perf_counter()
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None

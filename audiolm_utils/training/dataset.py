@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from transformers import BatchFeature
 
 from audiolm_utils.data.annotations import AudioItem, resolve_path
 from audiolm_utils.data.audio import load_audio
-from audiolm_utils.data.augment import AugmentedViews, Change, NoiseAndGain, SpanMask, WaveAugment, sample_rng
+from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask, WaveAugment, sample_rng
 from audiolm_utils.data.prompts import test_prompt, training_prompt
 from audiolm_utils.data.text import spoken_words
-from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.splice import IGNORE_INDEX
 from audiolm_utils.models.whisper import SAMPLES_PER_FRAME
-from audiolm_utils.training.features import FeatureCache, StaleFeature, module_hash
+from audiolm_utils.training.encoding import Features
 
 OBJECTIVES = ("ctc", "lm")
 PROMPTS = ("fixed", "varied")
@@ -48,7 +46,7 @@ class AudioDataset(Dataset):
         self,
         items: Sequence[AudioItem],
         root: Path,
-        cache: FeatureCache | None = None,
+        cache: Features | None = None,
         views: AugmentedViews | None = None,
         seed: int = 0,
     ) -> None:
@@ -148,55 +146,6 @@ class Collator:
             answers = (item.text, *(item.references or ()))
             prompt, answer = training_prompt(item, rng), answers[int(rng.integers(len(answers)))]
         return prompt, spoken_words(answer) if item.task == "asr" else answer
-
-
-@torch.no_grad()
-def encode_items(
-    model: AudioLMForConditionalGeneration,
-    processor: AudioLMProcessor,
-    items: Sequence[AudioItem],
-    root: Path,
-    cache_folder: Path,
-    *,
-    views: AugmentedViews | None = None,
-    batch_size: int = 16,
-    progress: bool = True,
-) -> FeatureCache:
-    """Encode items with the model's speech encoder into a cache on disk, skipping what it already holds.
-
-    The cache belongs to the encoder's exact weights and mode, and each entry to its item id, which names the
-    audio; a damaged entry is encoded again. With `views` those stand beside the clean features, under
-    [`AugmentedViews.key`]; a view that leaves its clip as it is costs nothing.
-    """
-    key = module_hash(model.speech_encoder, pad_to_30s=model.config.pad_to_30s)
-    cache = FeatureCache(cache_folder, key)
-    wanted: dict[str, tuple[AudioItem, Change | None]] = {item.id: (item, None) for item in items}
-    if views is not None:
-        for item, _ in list(wanted.values()):
-            for view in range(views.count):
-                wanted.setdefault(views.key(item, view), (item, views.change(item, view)))
-    missing = sorted((k for k in wanted if not _holds(cache, k)), key=lambda k: wanted[k][0].duration_s or 0)
-    model.eval()
-    for start in tqdm(range(0, len(missing), batch_size), "Encoding", disable=not progress or not missing):
-        keys = missing[start : start + batch_size]
-        inputs = processor.audio_features([_clip(*wanted[k], root, views) for k in keys])
-        features, lengths = model.speech_encoder(*(tensor.to(model.device) for tensor in inputs.values()))
-        for name, row, length in zip(keys, features, lengths.tolist(), strict=True):
-            cache.add(name, row[:length].cpu().numpy())
-    cache.flush()
-    return cache
-
-
-def _clip(item: AudioItem, change: Change | None, root: Path, views: AugmentedViews | None) -> np.ndarray:
-    audio = load_audio(resolve_path(item, root))
-    return audio if change is None or views is None else views.augment.apply(audio, change)[0]
-
-
-def _holds(cache: FeatureCache, key: str) -> bool:
-    try:
-        return key in cache and cache[key] is not None
-    except StaleFeature:
-        return False
 
 
 def ctc_vocabulary(processor: AudioLMProcessor, items: Sequence[AudioItem]) -> list[int]:

@@ -131,10 +131,15 @@ def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
     provide(monkeypatch, "audiolm_utils.study.recipe", RECIPES={"a": None, "b": None})
     assert cli.main(["study", "b", "--fresh"]) == 0
     assert json.loads(capsys.readouterr().out) == {"recipe": "b"}
-    noise = SimpleNamespace(run_or_load_noise=lambda fresh: run_or_load("augmentation", fresh))
-    provide(monkeypatch, "audiolm_utils.study.noise", **vars(noise))
+    for name, place in cli.EXPERIMENTS.items():
+        module, function = place.split(":")
+        provide(monkeypatch, module, **{function: lambda fresh, name=name: run_or_load(name, fresh)})
     assert cli.main(["study"]) == 0
-    assert ran == [("b", True), ("a", False), ("b", False), ("augmentation", False)]
+    assert ran == [("b", True), ("a", False), ("b", False), *((name, False) for name in cli.EXPERIMENTS)]
+
+
+def test_every_experiment_of_the_study_is_there():
+    assert all(callable(cli.resolve_name(place)) for place in cli.EXPERIMENTS.values())
 
 
 def test_data_counts_the_clips_at_hand_and_hours_by_manifest_and_task(monkeypatch, capsys):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from audiolm_utils.models.listening import AUDIO_INPUTS
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from tests import tiny
 
@@ -18,10 +19,11 @@ VARIANTS = {
     "qformer": {"projector": tiny.QFORMER, "lora": tiny.LORA},
     "compressed": {**tiny.COMPRESSED, "lora": tiny.LORA},
     "compressed qformer": {**tiny.COMPRESSED, "projector": tiny.QFORMER},
+    "beats": {"projector": tiny.QFORMER, "audio_model": "beats"},
+    "eat compressed padded": {**tiny.COMPRESSED, "audio_model": "eat", "pad_to_30s": True},
 }
 TEXTS = ["Repeat the speech.", "Say what was said, word for word.", "What?"]  # of different lengths
 ANSWERS = ["press one", "a", "good bye now"]
-AUDIO_KEYS = ("input_features", "feature_lengths")
 
 
 def clips() -> list:
@@ -29,7 +31,7 @@ def clips() -> list:
 
 
 def audio_of(batch) -> dict[str, torch.Tensor]:
-    return {k: batch[k] for k in AUDIO_KEYS}
+    return {k: batch[k] for k in AUDIO_INPUTS if k in batch}
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -130,7 +132,7 @@ def test_generation_ends_at_the_llms_own_end_token(compressed):
 @torch.no_grad()
 def test_cached_encoder_features_are_the_audio(pair):
     model, processor = pair
-    features, lengths = model.speech_encoder(*processor.audio_features(clips()).values())
+    features, lengths = model.encode(**processor.audio_features(clips()))
     cached = [f[:n].numpy() for f, n in zip(features, lengths.tolist(), strict=True)]
     from_cache = model(**processor(TEXTS, encoder_features=cached, answers=ANSWERS))
     from_audio = model(**processor(TEXTS, audio=clips(), answers=ANSWERS))
@@ -156,9 +158,28 @@ def test_a_prompt_of_another_audio_is_refused_naming_the_row(pair):
         model.generate(batch["input_ids"], batch["attention_mask"], **wrong)
 
 
-def test_audio_is_needed(pair):
+def test_audio_is_needed_where_a_prompt_has_a_place_for_it(pair):
+    model, _ = pair
+    audio_token, mask = torch.tensor([[model.config.audio_token_id]]), torch.tensor([[1]])
+    with pytest.raises(ValueError, match="1 audio placeholders for 0 audio tokens"):
+        model(audio_token, mask)
     with pytest.raises(ValueError, match="feature_lengths"):
-        pair[0](torch.tensor([[4]]), torch.tensor([[1]]))
+        model(audio_token, mask, input_features=torch.zeros(1, 80, 4))
+
+
+def test_fbanks_are_needed_where_there_is_an_audio_encoder(parts):
+    model, processor = tiny.build(parts, audio_model="beats")
+    batch = processor.audio_features(clips())
+    with pytest.raises(ValueError, match="fbank and fbank_lengths"):
+        model.embed_audio(**{k: batch[k] for k in ("input_features", "feature_lengths")})
+
+
+@torch.no_grad()
+def test_a_batch_without_audio_is_text_to_the_llm(pair):
+    model, _ = pair
+    ids, mask = torch.tensor([[7, 8, 9, 10]]), torch.ones(1, 4, dtype=torch.long)
+    expected = model.language_model(input_ids=ids, labels=ids).loss
+    torch.testing.assert_close(model(ids, mask, ids).loss, expected)
 
 
 # State ----------------------------------------------------------------------------------------------------

@@ -1,19 +1,25 @@
 """Projectors: the promised number of tokens, the last window kept, and nothing read from padding."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
-from audiolm_utils.models.projector import Projector, ProjectorConfig, num_audio_tokens, windows
+from audiolm_utils.models.projector import Projector, ProjectorConfig, StreamNorm, num_audio_tokens, windows
 from tests import tiny
 
 KINDS = {"qformer": tiny.QFORMER, "mlp": tiny.MLP, "stack": {**tiny.MLP, "num_layers": 0}}
+LEGACY = {**tiny.QFORMER, "legacy": True}
+ADAPTER = Path(__file__).parents[2] / "data" / "adapters" / "pocket-quick"
 
 
-def make(fields, seed: int = 0) -> Projector:
+def make(fields, stream_sizes=(32,), seed: int = 0) -> Projector:
     torch.manual_seed(seed)
-    return Projector(ProjectorConfig(**fields), input_size=32, output_size=24, embedding_rms=0.1).eval()
+    return Projector(ProjectorConfig(**fields), stream_sizes, output_size=24, embedding_rms=0.1).eval()
 
 
 def frames(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,12 +35,14 @@ def test_windows_pad_the_last_and_keep_it():
     assert cut[0, ..., 0].tolist() == [[1, 2, 3], [4, 5, 6], [7, 0, 0]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stream_sizes", [(32,), (20, 12)], ids=str)
+@pytest.mark.parametrize("kind", [*KINDS, "legacy"])
 @torch.no_grad()
-def test_batched_equals_single(kind):
-    projector = make(KINDS[kind])
-    features, lengths = frames(13, 40, 3, 21)
-    features[2, 3:] = 5.0  # padding must not be read, whatever stands in it
+def test_batched_equals_single(kind, stream_sizes):
+    projector = make({"legacy": LEGACY, **KINDS}[kind], stream_sizes)
+    short = 5 if kind == "legacy" else 3  # legacy needs a whole window
+    features, lengths = frames(13, 40, short, 21)
+    features[2, short:] = 5.0  # padding must not be read, whatever stands in it
     tokens, counts = projector(features, lengths)
     assert tokens.shape[1] == int(counts.max())
     for i, length in enumerate(lengths.tolist()):
@@ -87,9 +95,10 @@ def test_tokens_have_the_scale_of_the_embeddings(kind):
     assert tokens.pow(2).mean().sqrt().item() == pytest.approx(0.1, rel=0.01)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_learns(kind):
-    projector = make(KINDS[kind])
+@pytest.mark.parametrize("stream_sizes", [(32,), (20, 12)], ids=str)
+@pytest.mark.parametrize("kind", [*KINDS, "legacy"])
+def test_every_parameter_learns(kind, stream_sizes):
+    projector = make({"legacy": LEGACY, **KINDS}[kind], stream_sizes)
     projector(*frames(13, 24))[0].pow(3).sum().backward()
     idle = [n for n, p in projector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert [n for n in idle if not n.endswith("key.bias")] == []  # softmax takes no notice of a key's bias
@@ -102,8 +111,66 @@ def test_every_parameter_learns(kind):
         ({"kind": "mlp", "num_queries": 2}, "num_queries=2"),
         ({"window_frames": 0}, "must be positive"),
         ({"hidden_size": 0}, "must be positive"),
+        ({"kind": "mlp", "legacy": True}, "'mlp' has no legacy form, set legacy=False"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ProjectorConfig(**fields)
+
+
+def test_each_stream_has_a_norm_of_its_own():
+    loud, quiet = torch.randn(1, 4, 20) * 100 + 50, torch.randn(1, 4, 12) * 0.01
+    norm = StreamNorm([20, 12])
+    normed = norm(torch.cat([loud, quiet], -1))
+    torch.testing.assert_close(normed[..., :20], torch.nn.functional.layer_norm(loud, (20,)))
+    torch.testing.assert_close(normed[..., 20:], torch.nn.functional.layer_norm(quiet, (12,)))
+    assert (normed[..., 20:].std(-1) > 0.5).all()  # under one norm together the quiet stream would vanish
+
+
+def test_a_stream_that_has_ended_stays_zero_behind_its_norm():
+    norm = StreamNorm([20, 12])
+    torch.nn.init.ones_(norm[1].bias)
+    features = torch.randn(1, 6, 32)
+    features[:, 4:, 20:] = 0  # the second stream is two frames shorter
+    padded_after = torch.nn.functional.pad(norm[1](features[:, :4, 20:]), (0, 0, 0, 2))
+    assert torch.equal(norm(features), torch.cat([norm[0](features[..., :20]), padded_after], -1))
+
+
+def test_one_stream_keeps_the_names_of_the_shipped_adapter():
+    config = json.loads((ADAPTER / "config.json").read_text())
+    projector = Projector(ProjectorConfig(**config["projector"]), [384], 576)
+    with safe_open(ADAPTER / "model.safetensors", "pt") as file:
+        shipped = {k: file.get_slice(k).get_shape() for k in file.keys() if k.startswith("projector.")}  # noqa: SIM118
+    assert {f"projector.{k}": list(v.shape) for k, v in projector.state_dict().items()} == shipped
+
+
+def test_legacy_is_salmonns_form():
+    plain, legacy = make(tiny.QFORMER, (20, 12)), make(LEGACY, (20, 12))
+    dropped = {"body.position", "norm.weight", "norm.bias"}
+    assert set(legacy.state_dict()) == set(plain.state_dict()) - dropped
+    assert {k for k in legacy.state_dict() if ".norm." in k} == {
+        f"body.norm.{i}.{k}" for i in (0, 1) for k in ("weight", "bias")
+    }
+    assert legacy.dtype == plain.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_legacy_drops_the_last_partial_window_and_reads_all_others():
+    projector = make(LEGACY)
+    features, lengths = frames(14)  # windows of 5: the last 4 frames are lost
+    before, counts = projector(features, lengths)
+    assert before.shape == (1, 4, 24) and counts.tolist() == [4]
+    heard = []
+    for i in range(14):
+        changed = features.clone()
+        changed[0, i] = changed[0, i].flip(0)
+        heard.append(bool((projector(changed, lengths)[0] - before).abs().max() > 1e-4))
+    assert heard == [True] * 10 + [False] * 4
+
+
+@pytest.mark.parametrize("duration_s", [0.02, 3.0, 30.0])
+def test_legacy_costs_88_tokens_whatever_the_duration(duration_s):
+    config = ProjectorConfig(legacy=True)
+    assert num_audio_tokens(duration_s, config) == config.num_tokens(1500) == 88
+    assert config.num_tokens(torch.tensor([16, 17, 1500])).tolist() == [0, 1, 88]

@@ -93,3 +93,22 @@ def test_it_loads_in_eval_mode_with_the_published_weights(encoder, published):
     state = published.state_dict()
     assert encoder.state_dict().keys() == state.keys()
     assert all(torch.equal(v, state[k]) for k, v in encoder.state_dict().items())
+
+
+@torch.no_grad()
+def test_padded_encoding_hears_the_silence_and_keeps_the_clips_own_frames(encoder, published):
+    rows = torch.cat([mel(3000, 1), mel(3000, 2)])
+    rows[0, :, 64:], rows[1, :, 200:] = -0.5, -0.5  # what log-mel features hold where nothing sounds
+    features, frames = encoder(rows, torch.tensor([64, 200]), padded=True)
+    assert frames.tolist() == [32, 100] and features.shape == (2, 100, 32)
+    expected = published(rows).last_hidden_state
+    torch.testing.assert_close(features[0, :32], expected[0, :32], atol=1e-5, rtol=0)
+    torch.testing.assert_close(features[1], expected[1, :100], atol=1e-5, rtol=0)
+    assert not features[0, 32:].any()
+    unpadded, _ = encoder(rows[..., :200], torch.tensor([64, 200]))
+    assert (unpadded[0, :32] - features[0, :32]).abs().max() > 0.01  # the silence is heard
+
+
+def test_other_mel_bins_are_refused(encoder):
+    with pytest.raises(ValueError, match=r"128 mel bins.*trained on 80"):
+        encoder(torch.zeros(1, 128, 64), torch.tensor([64]))

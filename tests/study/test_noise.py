@@ -12,7 +12,7 @@ from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.study import noise
 from audiolm_utils.study.noise import Half, arm_recipe, run_arm, run_half, run_or_load_noise
 from audiolm_utils.study.noise_answers import in_noise
-from audiolm_utils.study.noise_scores import differences, scores
+from audiolm_utils.study.paired import differences, scores
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.study.results import read_result, read_samples, result_path
 from tests import tiny
@@ -93,7 +93,7 @@ def test_both_halves_are_trained_answered_and_scored(speech, sound):
     assert {s["reference"] for s in samples} == {"on", "sea bed"}
     _, captions = run_half(sound, [0], **QUIET)
     assert len(captions) == 2 * (1 + 2) and captions[0]["references"] == ["on", "a low pitched tone"]
-    rows = scores(samples + captions)
+    rows = scores(samples + captions, noise.CONDITION)
     assert {row["metric"] for row in rows} == {"wer", "cider_d"}
     assert len(rows) == 2 * (5 + 3) and all(row["n"] == 2 for row in rows)
     again, _ = run_half(speech, [0, 1], **QUIET)
@@ -115,10 +115,10 @@ def test_scores_pool_seeds_and_differences_are_paired():
         sample("a", "x", ["red dog", "red"], ["red dog", "red dog"]),
         sample("b", "y", ["cat", "red dog"], ["red", "red dog"]),
     ]
-    clean, study = scores(samples)
+    clean, study = scores(samples, noise.CONDITION)
     assert (clean["value"], clean["by_seed"], clean["n"]) == (3 / 8, [0.5, 0.25], 2)
     assert (study["value"], study["by_seed"]) == (1 / 8, [0.25, 0.0])
-    (row,) = differences(samples)
+    (row,) = differences(samples, noise.CONDITION, "clean")
     assert (row["arm"], row["against"], row["difference"], row["by_seed"]) == ("study", "clean", -0.25, [-0.25, -0.25])
     assert row["ci95"] == [-0.25, -0.25]  # one word fewer wrong in either text: no spread, unlike that of the arms
     assert clean["ci95"] == [0.25, 0.5]
@@ -139,8 +139,10 @@ def test_the_committed_row_belongs_to_this_experiment_and_data(committed, monkey
 def test_the_committed_scores_are_those_of_the_committed_samples(committed):
     row, samples = committed
     white = [s for s in samples if s["noise"] != "recorded"]
-    assert scores(white) == [s for s in row["scores"] if s["noise"] != "recorded"]
-    assert json.loads(json.dumps(differences(white))) == [d for d in row["differences"] if d["noise"] != "recorded"]
+    assert scores(white, noise.CONDITION) == [s for s in row["scores"] if s["noise"] != "recorded"]
+    assert json.loads(json.dumps(differences(white, noise.CONDITION, "clean"))) == [
+        d for d in row["differences"] if d["noise"] != "recorded"
+    ]
     assert {len(texts) for s in samples for texts in s["answers"].values()} == {len(noise.SEEDS)}
 
 

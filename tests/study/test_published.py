@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from audiolm_utils.data.annotations import STAGE_TASKS
-from audiolm_utils.study.published import NOT_STATED, PUBLISHED, published_composition
+from audiolm_utils.study.published import NOT_STATED, PUBLISHED, published_composition, published_encoders
 
 
 def test_stages_hold_the_published_numbers():
@@ -34,6 +34,30 @@ def test_tasks_are_those_that_can_be_trained_and_every_row_says_where_it_is_from
     }
     assert set(rows["source"]) == {"as published, read from the chart"}
     assert (rows.groupby(["stage", "task"])["share"].sum().round(6) == 1).all()
+
+
+def test_the_encoder_tables_hold_the_published_numbers():
+    rows = published_encoders().set_index(["experiment", "model"])
+    assert {key: (row["latency_s"], row["memory_gb"]) for key, row in rows.iterrows()} == {
+        ("speech encoder", "Whisper-large-v2"): (0.4795, 9.1761),
+        ("speech encoder", "Whisper-large-v3-turbo"): (0.5238, 9.2139),
+        ("audio encoder", "BEATs"): (0.4795, 9.1761),
+        ("audio encoder", "none"): (0.3285, 8.8462),
+        ("audio encoder", "EAT"): (0.3680, 10.9199),
+    }
+    assert (rows["latency_s"].dtype, rows["memory_gb"].dtype) == (float, float)
+
+
+def test_encoder_changes_are_to_the_base_of_the_same_table():
+    rows = published_encoders().set_index("model")
+    assert rows["latency_change_s"].to_dict() == {
+        "Whisper-large-v2": 0.0,
+        "Whisper-large-v3-turbo": 0.0443,
+        "BEATs": 0.0,
+        "none": -0.151,
+        "EAT": -0.1115,
+    }
+    assert rows["memory_change_gb"]["none"] == -0.3299 and rows["memory_change_gb"]["EAT"] == 1.7438
 
 
 @pytest.mark.parametrize("table", sorted(PUBLISHED.glob("*.csv")), ids=lambda path: path.name)

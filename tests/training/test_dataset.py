@@ -12,7 +12,8 @@ from audiolm_utils.data import prompts
 from audiolm_utils.data.audio import AudioError, load_audio
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask, WaveAugment
 from audiolm_utils.models.splice import IGNORE_INDEX
-from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary, encode_items
+from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary
+from audiolm_utils.training.encoding import encode_items
 from tests import tiny
 
 TEXTS = ["Press one.", "Dial 2, now!", "hang up", "a", "good bye"]
@@ -99,7 +100,7 @@ def test_another_encoder_or_mode_never_shares_features(parts, pair, items, cache
     padded = tiny.build(parts, pad_to_30s=True)
     other = encode_items(*padded, items[:1], tmp_path, tmp_path / "features", progress=False)
     assert other.folder != cache.folder
-    assert other["item0"].shape == (1500, 32)
+    assert other["item0"].shape == cache["item0"].shape  # the clip's own frames, heard with the silence behind them
     model, processor = tiny.build(parts)
     with torch.no_grad():
         model.speech_encoder.layer_norm.weight.mul_(2)

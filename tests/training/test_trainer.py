@@ -9,7 +9,8 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask
-from audiolm_utils.training.dataset import AudioDataset, Collator, encode_items
+from audiolm_utils.training.dataset import AudioDataset, Collator
+from audiolm_utils.training.encoding import encode_items
 from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
 from tests import tiny
 

@@ -1,0 +1,108 @@
+"""The listening side of an audio language model: encoders, projector and CTC read-out, without the LLM's layers.
+
+Shape legend: B batch, M mel bins, T mel frames, F encoder frames, E encoder width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from audiolm_utils.models.audio_encoders import AudioEncoder
+from audiolm_utils.models.configuration import AudioLMConfig
+from audiolm_utils.models.ctc import CTCHead
+from audiolm_utils.models.outputs import AudioTokens
+from audiolm_utils.models.projector import Projector
+from audiolm_utils.models.splice import IGNORE_INDEX
+from audiolm_utils.models.streams import join_streams
+from audiolm_utils.models.whisper import SpeechEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as Base
+else:
+    Base = object
+
+AUDIO_INPUTS = (
+    *("input_features", "feature_lengths", "fbank", "fbank_lengths"),
+    *("encoder_features", "encoder_lengths"),
+)
+
+
+class Listening(Base):
+    """The part of [`AudioLMForConditionalGeneration`] that turns sound into audio tokens and reads CTC off them."""
+
+    config: AudioLMConfig
+    speech_encoder: SpeechEncoder
+    audio_encoder: AudioEncoder | None
+    projector: Projector
+    ctc: CTCHead | None
+
+    def encode(
+        self,
+        input_features: torch.Tensor,
+        feature_lengths: torch.Tensor,
+        fbank: torch.Tensor | None = None,
+        fbank_lengths: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode log-mel features (B, M, T), and fbanks (B, T', M') where the model has an audio encoder.
+
+        Returns:
+            encoder features (B, F, E), both streams side by side, and their lengths (B,) in frames of 20 ms.
+        """
+        features, lengths = self.speech_encoder(input_features, feature_lengths, padded=self.config.pad_to_30s)
+        if self.audio_encoder is None:
+            return features, lengths
+        if fbank is None or fbank_lengths is None:
+            raise ValueError("this model has an audio encoder: give fbank and fbank_lengths, as its processor does")
+        grid, steps = self.audio_encoder(fbank, fbank_lengths)
+        return join_streams(features, lengths, grid, steps, legacy=self.config.projector_config.legacy), lengths
+
+    def embed_audio(
+        self,
+        encoder_features: torch.Tensor | None = None,
+        encoder_lengths: torch.Tensor | None = None,
+        **inputs: torch.Tensor,
+    ) -> AudioTokens:
+        """Project encoder features (B, F, E) with lengths in frames, as cached, or those of [`encode`]'s inputs."""
+        if encoder_features is None:
+            if "input_features" not in inputs or "feature_lengths" not in inputs:
+                raise ValueError("give input_features with feature_lengths, or encoder_features with encoder_lengths")
+            encoder_features, encoder_lengths = self.encode(**inputs)
+        tokens, counts = self.projector(encoder_features.to(self.projector.dtype), encoder_lengths)
+        if self.ctc is None:
+            return AudioTokens(tokens, counts, None, None)
+        table = self.language_model.get_input_embeddings().weight
+        log_probs = self.ctc.log_probs(tokens, table)
+        if not self.config.compress:
+            return AudioTokens(tokens, counts, None, log_probs)
+        inputs, keep = self.ctc.compress(tokens, log_probs, counts, table)
+        return AudioTokens(inputs, counts, keep, log_probs)
+
+    def align(
+        self,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **audio: torch.Tensor,
+    ) -> torch.Tensor:
+        """CTC loss a target token, without the LLM's layers.
+
+        Args:
+            labels: (B, L) LLM token ids, padded with -100.
+            num_items_in_batch: target tokens of the whole optimizer step, or None for this batch's.
+            audio: see [`embed_audio`].
+        """
+        tokens = self.embed_audio(**audio)
+        if self.ctc is None or tokens.log_probs is None:
+            raise ValueError("alignment needs a CTC head: set ctc_vocab_size in the model's configuration")
+        rows = [row[row != IGNORE_INDEX].tolist() for row in labels]
+        total = self.ctc.loss(tokens.log_probs, tokens.counts, rows)
+        return total / (num_items_in_batch if num_items_in_batch is not None else max(1, sum(map(len, rows))))
+
+    @torch.no_grad()
+    def read_ctc(self, **audio: torch.Tensor) -> list[list[int]]:
+        """Token ids that the CTC head reads off each clip, without the LLM; raises without a CTC head."""
+        tokens = self.embed_audio(**audio)
+        if self.ctc is None or tokens.log_probs is None:
+            raise ValueError("this model has no CTC head: set ctc_vocab_size in its configuration")
+        return self.ctc.greedy(tokens.log_probs, tokens.counts)

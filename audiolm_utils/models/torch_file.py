@@ -1,0 +1,58 @@
+"""Reading published `.pt` and `.pth` checkpoints without running what a pickle may hold."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def read_torch_file(path: str | Path, *entries: str) -> dict[str, Any]:
+    """Read a dictionary that `torch.save` wrote, on the CPU, and keep only some of its entries.
+
+    Args:
+        path: the file.
+        entries: keys that the dictionary must have, such as "cfg" and "model".
+
+    Returns:
+        those entries; nothing but tensors, numbers, strings and plain containers (`weights_only`).
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it holds code or objects, is cut short, is no torch file, or lacks an entry.
+    """
+    path = Path(path)
+    path.open("rb").close()  # a missing file or a folder is told apart from a broken one
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # broken bytes make the reader fail in many ways
+        code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if code:
+            raise ValueError(
+                f"{path} holds {code[1]}, an object or code that could run on reading, beside or in place of weights. "
+                "It is refused; ask its author for a file of tensors and plain values only."
+            ) from None
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) is no whole file of torch.save: it is cut short or of another "
+            "type. Download it again."
+        ) from error
+    keys = sorted(map(str, content)) if isinstance(content, dict) else None
+    if keys is None or not set(entries) <= set(keys):
+        held = f"a {type(content).__name__}" if keys is None else f"{len(keys)} entries, such as {keys[:6]}"
+        raise ValueError(f"{path} holds {held}; expected a dictionary with {list(entries)}: another checkpoint?")
+    return {entry: content[entry] for entry in entries}
+
+
+def state_dict_of(content: dict[str, Any], entry: str, path: str | Path) -> dict[str, torch.Tensor]:
+    """Return an entry of [`read_torch_file`] that must be a dictionary of tensors by name; else `ValueError`."""
+    state = content[entry]
+    if not isinstance(state, dict) or not state:
+        held = "empty" if state == {} else f"a {type(state).__name__}"
+        raise ValueError(f"{path}: {entry!r} is {held}; expected a dictionary of tensors by name")
+    wrong = [k for k, v in state.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
+    if wrong:
+        raise ValueError(f"{path}: {entry!r} should hold tensors by name, but these are none: {wrong[:5]}")
+    return state

@@ -1,0 +1,212 @@
+"""Notebook 03's experiment: what each encoder, and padding, is worth in a trained recipe, over several seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from audiolm_utils.data.annotations import AudioItem, manifest_sha256
+from audiolm_utils.data.cache import atomic_path, cache_dir
+from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
+from audiolm_utils.data.sources import recording_of
+from audiolm_utils.data.speech import text_key
+from audiolm_utils.data.stages import read_stage
+from audiolm_utils.models.weights import weights_sha256
+from audiolm_utils.study.measure import Rows
+from audiolm_utils.study.noise import shortest
+from audiolm_utils.study.noise_answers import read_out
+from audiolm_utils.study.paired import differences, scores
+from audiolm_utils.study.reader import READER, answer_questions, train_reader
+from audiolm_utils.study.recipe import Recipe, Stage
+from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.train import build_model, train_stage
+from audiolm_utils.training.encoding import encode_items
+
+SEEDS = (0, 1)
+ARMS: dict[str, dict[str, Any]] = {
+    "base": {"audio_model": "pocket:beats-mini", "pad_to_30s": True},  # as the study's base
+    "no BEATs": {"audio_model": None, "pad_to_30s": True},
+    "EAT": {"audio_model": "pocket:eat-mini", "pad_to_30s": True},
+    "unpadded": {"audio_model": "pocket:beats-mini", "pad_to_30s": False},
+    "unpadded, no BEATs": {"audio_model": None, "pad_to_30s": False},
+}
+TRAINING_TTS, TRAINING_SCENES = 1_200, 800
+CONDITION = ("test_set",)
+EXPERIMENT = Recipe("encoders")
+ENCODERS = replace(
+    READER,
+    name="encoders",
+    stages=(Stage("align", "ctc", 600, ("projector", "ctc"), prompt_repeats=2),),
+    tts_limit=TRAINING_TTS,
+)
+
+
+@dataclass(frozen=True)
+class EncoderData:
+    """What the experiment trains on and is tested on.
+
+    Attributes:
+        training: clips with the text that CTC learns to read off them: words of speech, a caption of sounds.
+        tests: held-out items by the name of their test set.
+        questions: of the training split, which the reader learns to answer.
+        heard: what is heard in the clip of each of these, by its path.
+    """
+
+    training: Sequence[AudioItem]
+    tests: Mapping[str, Sequence[AudioItem]]
+    questions: Sequence[AudioItem]
+    heard: Mapping[str, str]
+
+    def sha256(self) -> str:
+        """A hash that changes with any item."""
+        about = [manifest_sha256(items) for items in (self.training, *self.tests.values(), self.questions)]
+        return hashlib.sha256(json.dumps([about, list(self.tests)]).encode()).hexdigest()
+
+
+def encoder_data() -> EncoderData:
+    """Speech and captioned sounds of stage 1, questions of stage 2, rendered where absent."""
+    stage1, stage2 = read_stage("stage1"), read_stage("stage2")
+    recorded = [i for i in stage1 if i.split == "train" and i.source != "tts" and i.source != "scenes"]
+    scenes = [i for i in stage1 if i.split == "train" and i.source == "scenes"][:TRAINING_SCENES]
+    synthetic = [i for i in read_pocket_manifest() if i.split == "train" and i.source == "tts"][:TRAINING_TTS]
+    test = [i for i in stage1 if i.split == "test"]
+    captions = [i for i in test if i.task == "audiocaption"]
+    asked = [i for i in stage2 if i.task == "QA"]
+    tests = {
+        "prompts": [i for i in test if i.source == "asterisk"],
+        "recordings": [i for i in captions if i.source not in ("scenes", "instruments")],
+        "instruments": [i for i in captions if i.source == "instruments"],
+        "scenes": [i for i in captions if i.source == "scenes"],
+        "questions on sounds": [i for i in asked if i.split == "test" and i.source not in ("tts", "asterisk")],
+        "questions on speech": [i for i in asked if i.split == "test" and i.source == "asterisk"],
+    }
+    training = prepare_corpus([*recorded, *scenes, *synthetic])
+    tests = {name: prepare_corpus(items) for name, items in tests.items()}
+    heard = {i.path: heard_text(i) for i in [*read_pocket_manifest(), *stage2, *stage1] if i.task in HEARD_TASKS}
+    questions = [i for i in asked if i.split == "train" and i.path in heard]
+    return EncoderData([as_heard(i) for i in training], tests, questions, heard)
+
+
+HEARD_TASKS = ("asr", "audiocaption", "audiocaption_v2")
+
+
+def heard_text(item: AudioItem) -> str:
+    """What CTC should read off an item's clip: its words, or the shortest caption that tells events in their order."""
+    if item.task == "asr":
+        return item.text
+    captions = [text for text in (item.text, *(item.references or ())) if "after" not in text.split()]
+    return shortest(captions or [item.text])
+
+
+def as_heard(item: AudioItem) -> AudioItem:
+    """The item as something that CTC reads, named by its clip, which is then encoded once for all its tasks."""
+    return replace(item, id=item.path, task="asr", text=heard_text(item))
+
+
+def arm_recipe(base: Recipe, arm: str, seed: int) -> Recipe:
+    """The base recipe with an arm's encoders and a seed, everything else equal; raises ValueError for no arm."""
+    if arm not in ARMS:
+        raise ValueError(f"arm {arm!r} is unknown; expected one of {', '.join(ARMS)}")
+    return replace(base, name=f"{base.name}-{arm.replace(', ', '-').replace(' ', '-').lower()}", seed=seed, **ARMS[arm])
+
+
+def run_arm(
+    base: Recipe, reader: Recipe, data: EncoderData, arm: str, seed: int, *, fresh: bool = False, **arguments: Any
+) -> dict[str, Any]:
+    """Train one arm with one seed and answer every test; what an earlier call finished is loaded, unless `fresh`.
+
+    Returns:
+        training: the row of its stages; answers: by test set, a text a test item.
+    """
+    recipe = arm_recipe(base, arm, seed)
+    folder = run_folder(recipe, data)
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    model, processor = build_model(recipe, data.training)
+    stages = [
+        train_stage(recipe, stage, model, processor, data.training, folder / f"{n}-{stage.name}", **arguments)
+        for n, stage in enumerate(recipe.stages)
+    ]
+    done = folder / "answers.json"
+    if not done.is_file():
+        tensors, _ = train_reader(
+            reader, data.training, data.questions, data.heard, run_folder(reader, data), **arguments
+        )
+        model.load_own_state_dict({**model.own_state_dict(), **tensors}, origin=reader.name)
+        answers = {}
+        for name, items in data.tests.items():
+            clips = [replace(item, id=item.path) for item in items]
+            cache = encode_items(model, processor, clips, cache_dir(), cache_dir() / "features")
+            features = [cache[clip.id] for clip in clips]
+            asked = items[0].task == "QA"
+            answers[name] = (
+                answer_questions(model, processor, items, features) if asked else read_out((model, processor), features)
+            )
+        with atomic_path(done) as partial:
+            partial.write_text(json.dumps(answers), encoding="utf-8")
+    about = {"recipe": recipe.name, "arm": arm, "seed": seed}
+    return {"training": about | {"stages": stages}, "answers": json.loads(done.read_text(encoding="utf-8"))}
+
+
+def run_folder(recipe: Recipe, data: EncoderData) -> Any:
+    """Where a recipe's training lies; another audio encoder, or other data, is another folder."""
+    weights = weights_sha256(recipe.audio_model)[:8] if recipe.audio_model else "none"
+    return cache_dir() / "runs" / f"{recipe.name}-{recipe.seed}-{recipe.fingerprint()}-{data.sha256()[:8]}-{weights}"
+
+
+def run_arms(base: Recipe, reader: Recipe, data: EncoderData, **arguments: Any) -> tuple[Rows, Rows]:
+    """Train and test every arm with every seed; returns the rows of training, and a sample a test clip."""
+    runs = {arm: [run_arm(base, reader, data, arm, seed, **arguments) for seed in SEEDS] for arm in ARMS}
+    samples = [
+        {"test_set": name, "id": item.id}
+        | _right_answers(item)
+        | {"answers": {arm: [run["answers"][name][n] for run in of_arm] for arm, of_arm in runs.items()}}
+        for name, items in data.tests.items()
+        for n, item in enumerate(items)
+    ]
+    return [run["training"] for of_arm in runs.values() for run in of_arm], samples
+
+
+def _right_answers(item: AudioItem) -> dict[str, Any]:
+    """What a sample's answers are held against, and the group that the bootstrap draws it with."""
+    if item.task == "asr":
+        return {"group": text_key(item.text), "reference": item.text}
+    group = item.path if item.render else recording_of(item)
+    if item.task == "QA":
+        return {"group": group, "question": item.Q, "right": item.text}
+    references = [text.replace("-", " ") for text in (item.text, *(item.references or ()))]  # CTC writes no hyphens
+    return {"group": group, "references": references}
+
+
+def run_or_load_encoders(*, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
+    """The experiment's result row: loaded where recipes, encoders and data are those of the row, else made.
+
+    What an interrupted call finished is not done again; `fresh` starts over. The row has reader and training (rows of
+    stages), scores and differences (see `paired`), and what every result row has; its samples stand beside it.
+    """
+    known = {"fingerprint": fingerprint(), "data_sha256": manifest_sha256(read_pocket_manifest())}
+    known |= {f"{name}_sha256": manifest_sha256(read_stage(name)) for name in ("stage1", "stage2")}
+    if (path := result_path(EXPERIMENT)).is_file() and not fresh:
+        row = read_result(path)
+        if known.items() <= row.items():
+            return row
+    data = encoder_data()
+    training, samples = run_arms(ENCODERS, READER, data, fresh=fresh, **arguments)
+    _, taught = train_reader(READER, data.training, data.questions, data.heard, run_folder(READER, data), **arguments)
+    row = provenance(EXPERIMENT, known["data_sha256"]) | known
+    row |= {"seed": list(SEEDS), "reader": taught, "training": training}
+    row |= {"scores": scores(samples, CONDITION), "differences": differences(samples, CONDITION, "base")}
+    write_result(EXPERIMENT, row, samples)
+    return row
+
+
+def fingerprint() -> str:
+    """12 hexadecimal digits that change with any recipe of the experiment, and with its audio encoders' weights."""
+    recipes = [READER, *(arm_recipe(ENCODERS, arm, seed) for arm in ARMS for seed in SEEDS)]
+    encoders = [weights_sha256(arm["audio_model"]) for arm in ARMS.values() if arm["audio_model"]]
+    text = json.dumps([[recipe.fingerprint() for recipe in recipes], encoders, TRAINING_SCENES])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
