@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from audiolm_utils.models.fbank import EAT_FBANK
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -26,6 +25,7 @@ from audiolm_utils.data.audio import write_wav
 from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.eat import EatConfig, EatEncoder
+from audiolm_utils.models.fbank import EAT_FBANK
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.projector import ProjectorConfig

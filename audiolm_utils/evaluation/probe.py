@@ -25,10 +25,10 @@ from audiolm_utils.models.fbank import BEATS_FBANK, FbankConfig, kaldi_fbank
 from audiolm_utils.models.log_mel import log_mel
 from audiolm_utils.models.whisper import SpeechEncoder, frame_mask
 
-PENALTIES = tuple(float(10.0**power) for power in range(-4, 2))  # of the squared weights, at a mean loss of 1
+PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of the sum of squared weights, beside the mean cross-entropy
 FOLDS = 5
 FULL_FOLD = 4  # the fold of ESC-50 that the subset holds whole
-LBFGS_STEPS = 100
+LBFGS_STEPS = 60
 Features = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
@@ -40,6 +40,11 @@ class LabelledClip:
     label: str
     fold: int
     recording: str
+
+    @property
+    def id(self) -> str:
+        """The file's name without its suffix, which is the set's own."""
+        return self.path.stem
 
 
 def esc_clips(subset: str, root: Path | None = None) -> list[LabelledClip]:
@@ -59,6 +64,13 @@ def esc_clips(subset: str, root: Path | None = None) -> list[LabelledClip]:
             raise ValueError(f"{manifest} row {number} lacks {', '.join(lacking)}; add it or remove the row.")
     chosen = [row for row in rows if (row["esc10"] if subset == "esc10" else row["fold"] == FULL_FOLD)]
     return [LabelledClip(folder / r["path"], r["label"], int(r["fold"]), str(r["freesound_id"])) for r in chosen]
+
+
+def folds_of(subset: str, clips: Sequence[LabelledClip]) -> np.ndarray:
+    """The fold int64 (n,) of each clip: the published ones of "esc10", and of "esc50" new ones within its one fold."""
+    if subset == "esc10":
+        return np.array([clip.fold for clip in clips])
+    return group_folds([clip.label for clip in clips], [clip.recording for clip in clips])
 
 
 def group_folds(labels: Sequence[str], groups: Sequence[Hashable], folds: int = FOLDS) -> np.ndarray:
@@ -136,26 +148,32 @@ def extract(clips: Sequence[LabelledClip], features: Features, batch_size: int =
 class SoftmaxProbe:
     """Multinomial logistic regression with an L2 penalty, by L-BFGS in float64, on standardised features."""
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, penalty: float, classes: int) -> None:
-        """Fit features (n, d) to labels int64 (n,) below `classes`."""
+    def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int) -> None:
+        """Take features (n, d) and labels int64 (n,) below `classes`; `fit` does the rest."""
         self.mean, self.scale = features.mean(0), features.std(0) + 1e-6
         x = torch.from_numpy((features - self.mean) / self.scale).double()
         _, _, self.axes = torch.linalg.svd(x, full_matrices=False)  # the penalty does not see a rotation
-        x, y = x @ self.axes.T, torch.from_numpy(labels)
-        self.weight = torch.zeros(x.shape[1], classes, dtype=torch.double, requires_grad=True)
+        self.x, self.y = x @ self.axes.T, torch.from_numpy(labels)
+        self.weight = torch.zeros(self.x.shape[1], classes, dtype=torch.double, requires_grad=True)
         self.bias = torch.zeros(classes, dtype=torch.double, requires_grad=True)
+
+    def fit(self, penalty: float) -> SoftmaxProbe:
+        """Find the optimum for a penalty of the squared weights, from where the last fit ended."""
         optimizer = torch.optim.LBFGS(
-            [self.weight, self.bias], max_iter=LBFGS_STEPS, line_search_fn="strong_wolfe", tolerance_grad=1e-6
+            [self.weight, self.bias], max_iter=LBFGS_STEPS, line_search_fn="strong_wolfe", tolerance_grad=1e-5
         )
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            value = nn.functional.cross_entropy(x @ self.weight + self.bias, y) + penalty * self.weight.square().sum()
+            value = nn.functional.cross_entropy(self.x @ self.weight + self.bias, self.y)
+            value = value + penalty * self.weight.square().sum()
             value.backward()
             return value
 
         optimizer.step(loss)
+        return self
 
+    @torch.no_grad()
     def predict(self, features: np.ndarray) -> np.ndarray:
         """The likeliest class, int64 (n,), of features (n, d)."""
         x = torch.from_numpy((features - self.mean) / self.scale).double() @ self.axes.T
@@ -166,7 +184,7 @@ def cross_validate(features: np.ndarray, labels: Sequence[str], folds: np.ndarra
     """Predict every clip by a probe fitted to the other folds.
 
     The penalty of each outer fold is the one, of `PENALTIES`, that predicts the other folds best when each of those
-    is left out in turn, so that nothing of a tested fold is looked at.
+    is left out in turn, so that nothing of a tested fold is looked at; of equal ones, the largest.
 
     Returns:
         predicted classes, indices int64 (n,) into the sorted labels, and each fold's penalty.
@@ -176,32 +194,26 @@ def cross_validate(features: np.ndarray, labels: Sequence[str], folds: np.ndarra
     predicted, penalties = np.full(len(y), -1), []
     for fold in np.unique(folds):
         train = folds != fold
-        hits = [
-            sum(
-                (_held_out(features[train], y[train], folds[train] != inner, penalty, len(names))).sum()
-                for inner in np.unique(folds[train])
-            )
-            for penalty in PENALTIES
-        ]
-        penalties.append(PENALTIES[int(np.argmax(hits[::-1])) * -1 - 1])  # of equal ones, the largest
-        probe = SoftmaxProbe(features[train], y[train], penalties[-1], len(names))
+        hits = np.zeros(len(PENALTIES))
+        for inner in np.unique(folds[train]):
+            kept, left = train & (folds != inner), folds == inner
+            probe = SoftmaxProbe(features[kept], y[kept], len(names))
+            hits += [(probe.fit(penalty).predict(features[left]) == y[left]).sum() for penalty in PENALTIES]
+        penalties.append(PENALTIES[int(hits.argmax())])
+        probe = SoftmaxProbe(features[train], y[train], len(names)).fit(penalties[-1])
         predicted[~train] = probe.predict(features[~train])
     return predicted, penalties
 
 
-def _held_out(x: np.ndarray, y: np.ndarray, train: np.ndarray, penalty: float, classes: int) -> np.ndarray:
-    probe = SoftmaxProbe(x[train], y[train], penalty, classes)
-    return probe.predict(x[~train]) == y[~train]
-
-
-def probe(features: np.ndarray, clips: Sequence[LabelledClip], folds: np.ndarray) -> dict[str, Any]:
-    """The accuracy of the cross-validated probe: of all clips, with a 95 % interval by recording, and of each fold."""
+def probe(features: np.ndarray, clips: Sequence[LabelledClip], folds: np.ndarray) -> tuple[dict[str, Any], list[str]]:
+    """The accuracy of the cross-validated probe, with a 95 % interval by recording, and the class told of each clip."""
     labels = [clip.label for clip in clips]
-    predicted, penalties = cross_validate(features, labels, folds)
     names = sorted(set(labels))
-    right = np.array([names[p] == label for p, label in zip(predicted, labels, strict=True)])
+    predicted, penalties = cross_validate(features, labels, folds)
+    answers = [names[place] for place in predicted]
+    right = np.array([answer == label for answer, label in zip(answers, labels, strict=True)])
     low, high = bootstrap_ci(right, np.ones(len(right)), [clip.recording for clip in clips])
-    return {
+    row = {
         "accuracy": round(float(right.mean()), 4),
         "ci95": [round(low, 4), round(high, 4)],
         "n": len(clips),
@@ -209,3 +221,4 @@ def probe(features: np.ndarray, clips: Sequence[LabelledClip], folds: np.ndarray
         "penalties": penalties,
         "dimensions": features.shape[1],
     }
+    return row, answers

@@ -12,10 +12,21 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from audiolm_utils.evaluation.profiling import GIB
-from audiolm_utils.figures.style import COLOURS, FIGURES, HATCHES, MARKERS, new_figure, save_figure, styled
+from audiolm_utils.figures.style import (
+    COLOURS,
+    FIGURES,
+    HATCHES,
+    MARKERS,
+    new_figure,
+    reference_line,
+    save_figure,
+    styled,
+)
+from audiolm_utils.study.published import published_encoders
 from audiolm_utils.study.results import RESULTS, read_result
 
 Rows = Sequence[Mapping[str, Any]]
+FULL_SIZE, MINI, TRAINED = "full/encoders.json", "pocket/mini-encoders.json", "pocket/encoders.json"
 BASE = "base"
 TEST_SETS = {
     "prompts": "recorded prompts",
@@ -36,13 +47,21 @@ ROW_NAMES = {
     "EAT": "Whisper-v2, EAT",
 }
 MODES = {"padded": "padded to 30 s", "real length": "real length"}
-GROUPS = {
-    "language_model": "LLM: prompt, one token",
-    "speech_encoders": "Whisper encoder",
-    "audio_encoders": "BEATs or EAT",
-    "connectors": "connector",
-    "front_ends": "front ends",
+GROUPS = {  # of the timed parts, in the order in which they run: label and place among the colours
+    "front_ends": ("front ends", 4),
+    "speech_encoders": ("Whisper encoder", 0),
+    "audio_encoders": ("BEATs or EAT", 2),
+    "connectors": ("connector", 3),
+    "language_model": ("LLM: prompt, one token", 1),
 }
+PROBED = {  # features and stage of training of a probe's row
+    ("log-mel", None): "log-mel",
+    ("whisper-tiny.en", None): "whisper-tiny.en",
+    **{(f"{name.lower()}-mini", "random"): f"{name}-mini, random" for name in ("EAT", "BEATs")},
+    **{(f"{name.lower()}-mini", "pretrained"): f"{name}-mini, pretrained" for name in ("EAT", "BEATs")},
+    **{(f"{name.lower()}-mini", "final"): f"{name}-mini, + sound names" for name in ("EAT", "BEATs")},
+}
+PROBE_SETS = {"esc10": ("ESC-10", 0.1), "esc50": ("ESC-50, one fold", 0.02)}  # title, and what guessing reaches
 METRICS = {"wer": ("WER", "lower"), "cider_d": ("CIDEr-D", "higher"), "accuracy": ("accuracy", "higher")}
 
 
@@ -65,7 +84,7 @@ def experiment(published: pd.DataFrame, full_size: Mapping[str, Any] | None, nam
         keys = list(EXPERIMENTS[name].values())
         weights = [of_row[key, "padded"]["weights_bytes"] / GIB for key in keys]
         latency = {label: [of_row[key, mode]["latency_s"] for key in keys] for mode, label in MODES.items()}
-        panels.insert(1, (f"measured here, {full_size['audio_s']:g} s clip", "latency (s)", latency, "{:.1f}"))
+        panels.insert(1, (f"measured here, {full_size['audio_s']:g} s clip", "latency (s)", latency, "{:.2f}"))
         panels.append(("accounted", "weights (GiB)", {"": weights}, "{:.4f}"))
     size = {"figsize": (3.3 * len(panels) + 1.8, 0.85 * len(rows) + 1.9)}
     figure, axes = new_figure(1, len(panels), sharey=True, squeeze=False, figure=size)
@@ -97,7 +116,7 @@ def full_size_parts(full_size: Mapping[str, Any]) -> Figure:
     for ax, (mode, title) in zip(axes, MODES.items(), strict=True):
         rows = {row["row"]: row for row in full_size["rows"] if row["mode"] == mode}
         left = np.zeros(len(names))
-        for place, (group, label) in enumerate(GROUPS.items()):
+        for group, (label, place) in GROUPS.items():
             parts = [[part for part in rows[name]["parts"] if group_of[part] == group] for name in names]
             width = np.array([sum(seconds[part] for part in of_row) for of_row in parts])
             if group == "language_model":
@@ -112,6 +131,35 @@ def full_size_parts(full_size: Mapping[str, Any]) -> Figure:
         ax.grid(axis="y", visible=False)
     axes[0].set(ylim=(len(names) - 0.45, -0.55), xlim=(0, 1.14 * axes[0].dataLim.x1))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(GROUPS))
+    return figure
+
+
+@styled()
+def probes(rows: Rows, pooling: str = "mean+std") -> Figure:
+    """Accuracy of linear probes with 95 % intervals, a dot a fold, one panel a set."""
+    kept = [row for row in rows if row["pooling"] == pooling]
+    of = {(row["set"], row["features"], row.get("stage")): row for row in kept}
+    sets = [name for name in PROBE_SETS if any(row["set"] == name for row in kept)]
+    shown = [key for key in PROBED if any((name, *key) in of for name in sets)]
+    size = {"figsize": (4.4 * len(sets) + 2.8, 0.5 * len(shown) + 1.7)}
+    figure, axes = new_figure(1, len(sets), sharey=True, squeeze=False, figure=size)
+    for ax, name in zip(axes[0], sets, strict=True):
+        title, chance = PROBE_SETS[name]
+        for place, key in enumerate(shown):
+            if (row := of.get((name, *key))) is None:
+                continue
+            colour = 2 if key[1] is None else 1 if key[0] == "eat-mini" else 0
+            spread = [[row["accuracy"] - row["ci95"][0]], [row["ci95"][1] - row["accuracy"]]]
+            look = {"color": COLOURS[colour], "marker": MARKERS[colour], "capsize": 4}
+            ax.errorbar(row["accuracy"], place, xerr=spread, **look)
+            ax.plot(row["folds"], [place + 0.26] * len(row["folds"]), ".", color=COLOURS[colour], markersize=5)
+            ax.annotate(f"{row['accuracy']:.2f}", (row["accuracy"], place), (0, 7), textcoords="offset points",
+                        ha="center", fontsize=11)  # fmt: skip
+        reference_line(ax, chance, "guessing", vertical=True)
+        ax.set(title=f"{title} (n = {of[(name, *shown[0])]['n']})", xlabel="accuracy of a linear probe", xlim=(0, 1))
+        ax.set(yticks=range(len(shown)), ylim=(len(shown) - 0.4, -0.7))
+        ax.set_yticklabels([PROBED[key] for key in shown])
+    axes[0][0].legend(loc="lower right")
     return figure
 
 
@@ -151,3 +199,26 @@ def ablations(scores: Rows, differences: Rows) -> Figure:
         ax.set_yticklabels([row["arm"] for row in rows])
         ax.locator_params(axis="x", nbins=5)
     return figure
+
+
+def generate(out: Path | str = FIGURES, results: Path = RESULTS) -> list[Path]:
+    """Draw the saved figures again from the published tables and the result files; an absent one is warned of."""
+    found = {name: _row(results / name) for name in (FULL_SIZE, MINI, TRAINED)}
+    drawn: dict[str, Figure] = {
+        f"03_{short}_experiments": experiment(published_encoders(), found[FULL_SIZE], name)
+        for short, name in (("whisper", "speech encoder"), ("beats", "audio encoder"))
+    }
+    if full_size := found[FULL_SIZE]:
+        drawn["03_full_size_parts"] = full_size_parts(full_size)
+    if (mini := found[MINI]) and "probe" in mini:
+        drawn["03_probes"] = probes(mini["probe"])
+    if trained := found[TRAINED]:
+        drawn["03_ablations"] = ablations(trained["scores"], trained["differences"])
+    return [path for name, figure in drawn.items() for path in save_figure(name, figure, out)]
+
+
+def _row(path: Path) -> dict[str, Any] | None:
+    if path.is_file():
+        return read_result(path)
+    warnings.warn(f"{path.name} is absent: its figures are skipped; notebook 03 tells what writes it.", stacklevel=3)
+    return None

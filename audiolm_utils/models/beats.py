@@ -99,21 +99,16 @@ class BeatsEncoder(PreTrainedModel):
         self.position_norm = nn.LayerNorm(width)
         self.position_bias = RelativePositionBias(config.num_buckets, config.num_attention_heads, config.max_distance)
         alpha = (2 * config.num_hidden_layers) ** 0.25 if config.deep_norm else 1.0
-        self.layers = nn.ModuleList(
-            BeatsLayer(
-                width,
-                config.num_attention_heads,
-                config.intermediate_size,
-                alpha,
-                config.dropout,
-                config.attention_dropout,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
+        heads, inner, dropout = config.num_attention_heads, config.intermediate_size, config.attention_dropout
+        layers = [
+            BeatsLayer(width, heads, inner, alpha, config.dropout, dropout) for _ in range(config.num_hidden_layers)
+        ]
+        self.layers = nn.ModuleList(layers)
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
         if config.deep_norm:
-            self._shrink_for_deep_norm()
+            for layer in layers:
+                layer.start_small((8 * config.num_hidden_layers) ** -0.25)
 
     @property
     def hidden_size(self) -> int:
@@ -206,17 +201,10 @@ class BeatsEncoder(PreTrainedModel):
             init.normal_(module.direction, std=math.sqrt(4 / (kernel * width)))
             init.copy_(module.magnitude, module.direction.norm(dim=(0, 1), keepdim=True))
             init.zeros_(module.bias)
+        elif isinstance(module, RelativePositionBias):
+            init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, GatedAttention):
             init.ones_(module.gate_scale)
-
-    @torch.no_grad()
-    def _shrink_for_deep_norm(self) -> None:
-        beta = (8 * self.config.num_hidden_layers) ** -0.25
-        for layer in self.layers:
-            for linear in (layer.attention.q_proj, layer.attention.k_proj):
-                nn.init.xavier_normal_(linear.weight)
-            for linear in (layer.attention.v_proj, layer.attention.out_proj, layer.fc1, layer.fc2):
-                nn.init.xavier_normal_(linear.weight, gain=beta)
 
 
 AutoConfig.register(BeatsConfig.model_type, BeatsConfig)

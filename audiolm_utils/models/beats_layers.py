@@ -51,12 +51,13 @@ def relative_bucket(distance: Tensor, num_buckets: int, max_distance: int) -> Te
     return (distance > 0).long() * half + torch.where(size < exact, size, wide)
 
 
-class RelativePositionBias(nn.Embedding):
+class RelativePositionBias(nn.Module):
     """The bias of every head for every bucketed distance between two tokens, shared by all layers."""
 
     def __init__(self, num_buckets: int, num_heads: int, max_distance: int) -> None:
-        super().__init__(num_buckets, num_heads)
+        super().__init__()
         self.max_distance = max_distance
+        self.weight = nn.Parameter(torch.zeros(num_buckets, num_heads))
 
     def forward(self, length: int, positions: Tensor | None = None) -> Tensor:
         """Return the bias of each pair of tokens.
@@ -69,8 +70,8 @@ class RelativePositionBias(nn.Embedding):
             (1, H, length, length) without positions, else (B, H, L, L).
         """
         distance = torch.arange(1 - length, length, device=self.weight.device)
-        buckets = relative_bucket(distance, self.num_embeddings, self.max_distance)
-        table = super().forward(buckets).T  # (H, 2 length - 1)
+        buckets = relative_bucket(distance, len(self.weight), self.max_distance)
+        table = self.weight[buckets].T  # (H, 2 length - 1)
         if positions is None:  # row i is the window of the table that begins at distance -i
             return table.unfold(-1, length, 1).flip(1)[None]
         pairs = positions[:, None, :] - positions[:, :, None] + length - 1  # (B, L, L)
@@ -105,9 +106,8 @@ class GatedAttention(nn.Module):
             projection(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        weight = self.gate.weight.unflatten(0, (2, GATE_PARTS)).sum(1)
-        offset = self.gate.bias.unflatten(0, (2, GATE_PARTS)).sum(1)
-        update, reset = torch.sigmoid(functional.linear(query, weight, offset)).chunk(2, dim=-1)  # (B, H, L, 1) each
+        factors = self.gate(query).unflatten(-1, (2, GATE_PARTS)).sum(-1)  # (B, H, L, 2)
+        update, reset = torch.sigmoid(factors).chunk(2, dim=-1)
         gate = update * (reset * self.gate_scale - 1) + 2
         mask = gate * bias if padding is None else torch.addcmul(padding, gate, bias)
         attended = functional.scaled_dot_product_attention(
@@ -136,3 +136,10 @@ class BeatsLayer(nn.Module):
         hidden = self.attention_norm(self.alpha * hidden + self.dropout(self.attention(hidden, bias, padding)))
         inner = self.fc2(functional.gelu(self.fc1(hidden)))
         return self.final_norm(self.alpha * hidden + self.dropout(inner))
+
+    def start_small(self, beta: float) -> None:
+        """Draw fresh Xavier weights, those of values, outputs and feed-forward times `beta`, as deep norm asks."""
+        for linear in (self.attention.q_proj, self.attention.k_proj):
+            nn.init.xavier_normal_(linear.weight)
+        for linear in (self.attention.v_proj, self.attention.out_proj, self.fc1, self.fc2):
+            nn.init.xavier_normal_(linear.weight, gain=beta)

@@ -24,6 +24,7 @@ class AudioLMConfig(PreTrainedConfig):
         audio_token_id: the LLM's existing special token that stands for one audio token in a prompt.
         pad_to_30s: let Whisper hear 30 s, silence behind the clip, as its decoder was trained, not the real length; the
             clip's own frames are kept. With a legacy projector all 1,500 are, as SALMONN's checkpoints were trained.
+        encoder_precision: number format of both encoders: "fp32", "fp16", "bf16", or "int8" on a CPU; see [`cast`].
         ctc_vocab_size: tokens of the CTC head; 0 leaves the head out.
         ctc_merges: how many of the tokenizer's merges spell CTC targets, None for all; see [`AudioLMProcessor`].
         compress: give the LLM CTC peaks instead of every audio token.
@@ -42,6 +43,7 @@ class AudioLMConfig(PreTrainedConfig):
     projector: dict[str, Any] | None = None
     audio_token_id: int = 0
     pad_to_30s: bool = False
+    encoder_precision: str = "fp32"
     ctc_vocab_size: int = 0
     ctc_merges: int | None = None
     compress: bool = False
@@ -57,6 +59,8 @@ class AudioLMConfig(PreTrainedConfig):
         self.projector = self.projector_config.to_dict()
         if self.projector_config.legacy and not self.pad_to_30s:
             raise ValueError("a legacy projector reads all of Whisper's 30 s: set pad_to_30s=True")
+        if self.speech_lora and self.encoder_precision != "fp32":
+            raise ValueError(f"speech_lora trains a float32 encoder: encoder_precision is {self.encoder_precision!r}")
         if self.compress and not self.ctc_vocab_size:
             raise ValueError("compress needs a CTC head: set ctc_vocab_size to the number of its tokens")
 

@@ -40,7 +40,7 @@ def eat_from_checkpoint(path: str | Path, *, pad_to_frames: int | None = PUBLISH
 
     Args:
         path: a folder (config.json and model.safetensors, as on the hub or saved by [`EatEncoder`]), the .safetensors
-            file in such a folder, or a fairseq checkpoint (.pt) of pretraining or fine-tuning.
+            file in such a folder, or any other file: a fairseq checkpoint of pretraining or fine-tuning.
         pad_to_frames: see [`EatConfig`]; for published checkpoints only, a folder saved by us keeps its own.
 
     Raises:
@@ -48,7 +48,7 @@ def eat_from_checkpoint(path: str | Path, *, pad_to_frames: int | None = PUBLISH
         ValueError: it is broken, holds code, or is no EAT checkpoint; missing and unexpected tensors are listed.
     """
     path = Path(path)
-    if path.suffix == ".pt":
+    if path.suffix != ".safetensors" and not path.is_dir():
         content = read_torch_file(path, "cfg", "model")
         if isinstance(content["model"], dict):
             content["model"].pop("_ema", None)  # the teacher, a dictionary of its own

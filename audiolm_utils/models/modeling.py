@@ -19,6 +19,7 @@ from audiolm_utils.models.joint_decoding import CTCLogitsProcessor
 from audiolm_utils.models.listening import AUDIO_INPUTS, Listening
 from audiolm_utils.models.llm import add_lora, embedding_rms, is_adapter, load_llm
 from audiolm_utils.models.outputs import AudioLMOutput, AudioTokens
+from audiolm_utils.models.precision import cast
 from audiolm_utils.models.projector import Projector
 from audiolm_utils.models.splice import IGNORE_INDEX, Spliced, splice
 from audiolm_utils.models.weights import resolve
@@ -78,13 +79,13 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
 
         Shapes in `config` are replaced by those of the checkpoints that it names.
         """
-        encoder = SpeechEncoder.from_whisper(resolve(config.speech_model))
+        encoder = cast(SpeechEncoder.from_whisper(resolve(config.speech_model)), config.encoder_precision)
         llm = load_llm(resolve(config.text_model), dtype=dtype)
         config.speech_config, config.text_config = encoder.config, llm.config
         encoder.config.name_or_path, llm.config.name_or_path = config.speech_model, config.text_model  # not the cache
         audio_encoder = None
         if config.audio_model is not None:
-            audio_encoder = load_audio_encoder(config.audio_model)
+            audio_encoder = cast(load_audio_encoder(config.audio_model), config.encoder_precision)
             config.audio_config = audio_encoder.config
             audio_encoder.config.name_or_path = config.audio_model
         model = cls(config, encoder, llm, audio_encoder)

@@ -144,11 +144,10 @@ def load_salmonn(model: AudioLMForConditionalGeneration, path: str | Path) -> No
     """
     own = model.own_state_dict()
     names = {name: salmonn_name(name) for name in own}
-    legacy, foreign = model.config.projector_config.legacy, sorted(name for name, theirs in names.items() if not theirs)
-    if foreign or not legacy:
+    if foreign := sorted(name for name, theirs in names.items() if not theirs):
         raise ValueError(
-            f"this model is not of SALMONN's kind (legacy={legacy}; parts that SALMONN does not have: {foreign}). "
-            f"Build it from salmonn_config({str(path)!r})."
+            f"this model has trained parts that SALMONN does not have: {foreign}. Build it from the fields that "
+            f"salmonn_config({str(path)!r}) gives, without a CTC head or an adapter of the speech encoder."
         )
     state = read_salmonn(path)
     # SALMONN's queries have a leading axis of 1

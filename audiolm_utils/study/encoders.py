@@ -34,6 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "unpadded": {"audio_model": "pocket:beats-mini", "pad_to_30s": False},
     "unpadded, no BEATs": {"audio_model": None, "pad_to_30s": False},
 }
+CAPTION_TASKS = ("audiocaption", "audiocaption_v2")
 TRAINING_TTS, TRAINING_SCENES = 1_200, 800
 CONDITION = ("test_set",)
 EXPERIMENT = Recipe("encoders")
@@ -52,7 +53,7 @@ class EncoderData:
     Attributes:
         training: clips with the text that CTC learns to read off them: words of speech, a caption of sounds.
         tests: held-out items by the name of their test set.
-        questions: of the training split, which the reader learns to answer.
+        questions: about sounds of the training split, which the reader learns to answer.
         heard: what is heard in the clip of each of these, by its path.
     """
 
@@ -68,30 +69,26 @@ class EncoderData:
 
 
 def encoder_data() -> EncoderData:
-    """Speech and captioned sounds of stage 1, questions of stage 2, rendered where absent."""
+    """Speech and captioned sounds of stage 1, questions about sounds of stage 2, rendered where absent."""
     stage1, stage2 = read_stage("stage1"), read_stage("stage2")
     recorded = [i for i in stage1 if i.split == "train" and i.source != "tts" and i.source != "scenes"]
     scenes = [i for i in stage1 if i.split == "train" and i.source == "scenes"][:TRAINING_SCENES]
     synthetic = [i for i in read_pocket_manifest() if i.split == "train" and i.source == "tts"][:TRAINING_TTS]
     test = [i for i in stage1 if i.split == "test"]
     captions = [i for i in test if i.task == "audiocaption"]
-    asked = [i for i in stage2 if i.task == "QA"]
+    heard = {i.path: heard_text(i) for i in [*stage2, *stage1] if i.task in CAPTION_TASKS}
+    asked = [i for i in stage2 if i.task == "QA" and i.path in heard]
     tests = {
         "prompts": [i for i in test if i.source == "asterisk"],
         "recordings": [i for i in captions if i.source not in ("scenes", "instruments")],
         "instruments": [i for i in captions if i.source == "instruments"],
         "scenes": [i for i in captions if i.source == "scenes"],
-        "questions on sounds": [i for i in asked if i.split == "test" and i.source not in ("tts", "asterisk")],
-        "questions on speech": [i for i in asked if i.split == "test" and i.source == "asterisk"],
+        "questions": [i for i in asked if i.split == "test"],
     }
     training = prepare_corpus([*recorded, *scenes, *synthetic])
     tests = {name: prepare_corpus(items) for name, items in tests.items()}
-    heard = {i.path: heard_text(i) for i in [*read_pocket_manifest(), *stage2, *stage1] if i.task in HEARD_TASKS}
-    questions = [i for i in asked if i.split == "train" and i.path in heard]
+    questions = [i for i in asked if i.split == "train"]
     return EncoderData([as_heard(i) for i in training], tests, questions, heard)
-
-
-HEARD_TASKS = ("asr", "audiocaption", "audiocaption_v2")
 
 
 def heard_text(item: AudioItem) -> str:

@@ -4,63 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.annotations import AudioItem, manifest_sha256
+from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.stages import read_stage
-from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
-from audiolm_utils.models.eat import EatConfig, EatEncoder
+from audiolm_utils.evaluation.probe import (
+    Features,
+    esc_clips,
+    extract,
+    fbank_features,
+    folds_of,
+    patch_features,
+    probe,
+    whisper_features,
+)
+from audiolm_utils.models.audio_encoders import AudioEncoder, load_audio_encoder
 from audiolm_utils.models.fbank import FbankConfig
-from audiolm_utils.training.pretrain import Schedule, SoundTagger, fit, step_rng, tagging_loss
-from audiolm_utils.training.pretrain_beats import BeatsPretraining, FeatureLabels, RandomProjectionLabels
-from audiolm_utils.training.pretrain_eat import EatPretraining, decay_at
-from audiolm_utils.training.pretrain_pool import ClipPool, Views, pool_items
+from audiolm_utils.models.weights import TRAINED_HERE, resolve
+from audiolm_utils.models.whisper import SpeechEncoder
+from audiolm_utils.study.recipe import Recipe
+from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.training.pretrain import Schedule
+from audiolm_utils.training.pretrain_pool import ClipPool, pool_items
+from audiolm_utils.training.pretrain_stages import MiniEncoder, train
 
-SPEECH_CLIPS = 2500  # of the synthetic ones
+EXPERIMENT = Recipe("mini-encoders")
+WHISPER = "pocket:whisper-tiny.en"
 SHAPE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768}
 BEATS_SHAPE = SHAPE | {"patch_embed_dim": 192, "conv_pos": 64, "num_buckets": 64, "max_distance": 320}
-NUM_CODES, CODE_SIZE = 1024, 16  # of the labels by random projection
-NUM_CENTRES, CENTRES_FROM, KMEANS_ROUNDS = 512, 256, 10  # of the second iteration's, from so many examples
-GRID_STEPS = 64  # time steps of the longest clip that EAT is shown positions of: 10.24 s
-
-
-@dataclass(frozen=True)
-class MiniEncoder:
-    """One pocket encoder: its shape and how it is trained.
-
-    Attributes:
-        kind: "beats" or "eat"; shape: fields of its configuration.
-        pretraining: the schedules of its self-supervised stages in order; for BEATs each is an iteration.
-        tagging: the schedule of the supervised stage.
-        views: how examples of all stages are cut and augmented.
-    """
-
-    name: str
-    kind: str
-    shape: dict[str, Any]
-    pretraining: tuple[Schedule, ...]
-    tagging: Schedule
-    views: Views = field(default_factory=lambda: Views(frames=256))
-
-    def build(self) -> BeatsEncoder | EatEncoder:
-        """The encoder with fresh weights, drawn from the first schedule's seed."""
-        torch.manual_seed(self.pretraining[0].seed)
-        if self.kind == "beats":
-            return BeatsEncoder(BeatsConfig(**self.shape))
-        return EatEncoder(EatConfig(**self.shape))
-
-    def fingerprint(self) -> str:
-        """12 hexadecimal digits that change with any field, and with the settings of this module."""
-        settings = [SPEECH_CLIPS, NUM_CODES, CODE_SIZE, NUM_CENTRES, CENTRES_FROM, KMEANS_ROUNDS, GRID_STEPS]
-        return hashlib.sha256(json.dumps([asdict(self), settings], sort_keys=True).encode()).hexdigest()[:12]
-
 
 MINI_ENCODERS = (
     MiniEncoder(
@@ -68,14 +46,14 @@ MINI_ENCODERS = (
         "beats",
         BEATS_SHAPE,
         (Schedule(600, learning_rate=1e-3), Schedule(400, learning_rate=7e-4, seed=1)),
-        Schedule(450, learning_rate=5e-4, seed=2),
+        Schedule(400, learning_rate=5e-4, seed=2),
     ),
     MiniEncoder(
         "eat-mini",
         "eat",
         SHAPE,
         (Schedule(550, learning_rate=7e-4),),
-        Schedule(450, learning_rate=5e-4, seed=2),
+        Schedule(400, learning_rate=5e-4, seed=2),
     ),
 )
 
@@ -85,84 +63,89 @@ def corpus_items() -> list[AudioItem]:
     return [*read_stage("stage1"), *read_stage("stage2"), *read_pocket_manifest()]
 
 
-def training_pool(items: Sequence[AudioItem], config: FbankConfig) -> ClipPool:
-    """What the encoders are trained on: the training split's sounds, its recorded and part of its synthetic speech."""
-    return ClipPool.build(prepare_corpus(pool_items(items, "train", SPEECH_CLIPS)), config)
+def training_pool(mini: MiniEncoder, items: Sequence[AudioItem]) -> ClipPool:
+    """What an encoder is trained on: the training split's sounds, its recorded and part of its synthetic speech."""
+    config = FbankConfig(**mini.build().config.fbank)
+    return ClipPool.build(prepare_corpus(pool_items(items, "train", mini.speech_clips)), config)
 
 
-def train(mini: MiniEncoder, pool: ClipPool, folder: Path, **arguments: Any) -> tuple[dict[str, Any], list[Any]]:
-    """Carry out all stages in `folder`; what an earlier call finished is loaded.
+# Results ----------------------------------------------------------------------------------------------------
 
-    `arguments` go to [`fit`]. Returns the row of its training and the encoder as it was after each stage, the last
-    one final.
+
+def export(mini: MiniEncoder, encoder: AudioEncoder, row: dict[str, Any], folder: Path) -> int:
+    """Write the encoder in float16 with its training row beside it; returns the bytes of its weights."""
+    with atomic_path(folder) as partial:
+        copy = mini.build()
+        copy.load_state_dict(encoder.state_dict())
+        copy.half().save_pretrained(partial)
+        (partial / "training.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    return (folder / SAFE_WEIGHTS_NAME).stat().st_size
+
+
+def probe_all(found: dict[str, list[AudioEncoder]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The probes' rows, and a sample a clip, of every encoder and of what it is held against, on both sets.
+
+    Both are empty where the data root lacks ESC-50.
     """
-    encoder, rows, found = mini.build(), [], []
-    for number, schedule in enumerate(mini.pretraining):
-        pretrain = _pretrain_beats if mini.kind == "beats" else _pretrain_eat
-        stage = folder / f"{number}-{mini.kind}"
-        previous = found[-1] if found else None
-        rows.append(pretrain(encoder, previous, pool, replace(mini.views), schedule, stage, **arguments))
-        found.append(_copy(mini, encoder))
-    schedule, stage = mini.tagging, folder / f"{len(mini.pretraining)}-names"
-    torch.manual_seed(schedule.seed)
-    tagger = SoundTagger(encoder, encoder.config.hidden_size, len(pool.names))
-
-    def loss_of(step: int, rng: Any, generator: torch.Generator) -> Tensor:
-        fbank, labels = pool.batch(schedule.batch_size, mini.views, rng)
-        return tagging_loss(tagger(fbank, _first_step(mini.kind, mini.views, generator)), labels)
-
-    rows.append(fit(tagger, loss_of, schedule, stage, **arguments))
-    found.append(_copy(mini, encoder))
-    return {"name": mini.name, "parameters": sum(p.numel() for p in encoder.parameters()), "stages": rows}, found
-
-
-def _first_step(kind: str, views: Views, generator: torch.Generator) -> int:
-    """Where in the grid a batch begins: EAT's positions are absolute, and clips may be longer than examples."""
-    if kind == "beats":
-        return 0
-    return int(torch.randint(GRID_STEPS - views.frames // 16 + 1, (), generator=generator))
-
-
-def _copy(mini: MiniEncoder, encoder: BeatsEncoder | EatEncoder) -> Any:
-    copy = mini.build()
-    copy.load_state_dict(encoder.state_dict())
-    return copy.eval()
+    makers: dict[tuple[str, ...], Features] = {
+        ("log-mel", "", "mean+std"): fbank_features(),
+        ("whisper-tiny.en", "", "mean+std"): whisper_features(SpeechEncoder.from_whisper(resolve(WHISPER))),
+    }
+    for name, encoders in found.items():
+        for stage, encoder in zip(("random", "pretrained", "final"), encoders, strict=True):
+            for by_band in (False, True):
+                pooling = "by band" if by_band else "mean+std"
+                makers[name, stage, pooling] = patch_features(encoder, by_band=by_band)
+    rows: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    for subset in ("esc10", "esc50"):
+        if not (clips := esc_clips(subset)):
+            continue
+        folds, told = folds_of(subset, clips), {}
+        for (name, stage, pooling), features in makers.items():
+            scores, answers = probe(extract(clips, features), clips, folds)
+            told[" ".join(filter(None, (name, stage, pooling)))] = answers
+            about = {"set": subset, "features": name, "stage": stage, "pooling": pooling}
+            rows.append({key: value for key, value in about.items() if value} | scores)
+        samples += [
+            {"set": subset, "id": clip.id, "label": clip.label, "fold": int(fold)}
+            | {"answers": {key: answers[n] for key, answers in told.items()}}
+            for n, (clip, fold) in enumerate(zip(clips, folds, strict=True))
+        ]
+    return rows, samples
 
 
-def _pretrain_beats(
-    encoder: BeatsEncoder, previous: BeatsEncoder | None, pool: ClipPool, views: Views, schedule: Schedule,
-    folder: Path, **arguments: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """One iteration: labels by random projection, or by the encoder of the iteration before, which goes on."""
-    fbank, _ = pool.batch(CENTRES_FROM, views, step_rng(schedule.seed, schedule.steps)[0])
-    patches = encoder.patchify(fbank)
-    if previous is None:
-        random_labels = RandomProjectionLabels(patches.flatten(0, 1), NUM_CODES, CODE_SIZE, schedule.seed)
-        module = BeatsPretraining(encoder, NUM_CODES, patches.shape[1])
-        labels_of = lambda fbank: random_labels(encoder.patchify(fbank))  # noqa: E731
-    else:
-        labels_of = FeatureLabels(previous, fbank, NUM_CENTRES, KMEANS_ROUNDS, schedule.seed)
-        module = BeatsPretraining(encoder, NUM_CENTRES, patches.shape[1])
-
-    def loss_of(step: int, rng: Any, generator: torch.Generator) -> Tensor:
-        fbank, _ = pool.batch(schedule.batch_size, views, rng)
-        return module(fbank, labels_of(fbank), generator)
-
-    return fit(module, loss_of, schedule, folder, **arguments)
+def fingerprint() -> str:
+    """12 hexadecimal digits that change with any setting of either encoder."""
+    return hashlib.sha256(json.dumps([mini.fingerprint() for mini in MINI_ENCODERS]).encode()).hexdigest()[:12]
 
 
-def _pretrain_eat(
-    encoder: EatEncoder, previous: EatEncoder | None, pool: ClipPool, views: Views, schedule: Schedule,
-    folder: Path, **arguments: Any,
-) -> dict[str, Any]:  # fmt: skip
-    torch.manual_seed(schedule.seed)
-    module = EatPretraining(encoder)
+def run_or_load_mini_encoders(*, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
+    """The result row of both encoders: loaded where settings and data are those of the row, else trained and probed.
 
-    def loss_of(step: int, rng: Any, generator: torch.Generator) -> Tensor:
-        fbank, _ = pool.batch(schedule.batch_size, views, rng)
-        return module(fbank, generator, _first_step("eat", views, generator))
-
-    def follow(step: int) -> None:
-        module.follow(decay_at(step, schedule.steps))
-
-    return fit(module, loss_of, schedule, folder, after_step=follow, **arguments)
+    What an interrupted call finished is not done again; `fresh` starts over. The weights go to `data/encoders`, the
+    row has training (a row an encoder, with its loss curves) and probe (a row a set and kind of features), where the
+    data root has ESC-50; each clip's answers stand beside it. `arguments` go to [`fit`].
+    """
+    items = corpus_items()
+    data = manifest_sha256(items)
+    known = {"fingerprint": fingerprint(), "data_sha256": data}
+    if (path := result_path(EXPERIMENT)).is_file() and not fresh:
+        row = read_result(path)
+        if known.items() <= row.items():
+            return row
+    training: list[dict[str, Any]] = []
+    found: dict[str, list[AudioEncoder]] = {}
+    for mini in MINI_ENCODERS:
+        folder = cache_dir() / "runs" / f"{mini.name}-{mini.fingerprint()}-{data[:8]}"
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        row, stages = train(mini, training_pool(mini, items), folder, **arguments)
+        size = export(mini, stages[-1], row | known, TRAINED_HERE / mini.name)
+        training.append(row | {"bytes": size})
+        committed = load_audio_encoder(f"pocket:{mini.name}")  # in float16, as it is used
+        found[mini.name] = [mini.build().eval(), stages[-2], committed]
+    probes, samples = probe_all(found)
+    row = provenance(EXPERIMENT, data) | known | {"training": training} | ({"probe": probes} if probes else {})
+    write_result(EXPERIMENT, row, samples)
+    return row

@@ -28,8 +28,8 @@ from audiolm_utils.study.train import build_model, fit_stage
 READER = Recipe(
     "reader",
     ctc_merges=1000,
-    lora={**lora_fields(16), "layers_to_transform": list(range(18, 30))},
-    stages=(Stage("read", "lm", 300, ("lora",), batch_size=8, lora_learning_rate=5e-4, tasks=("QA",)),),
+    lora=lora_fields(16),
+    stages=(Stage("read", "lm", 400, ("lora",), batch_size=8, lora_learning_rate=6e-4, tasks=("QA",)),),
 )
 
 
@@ -70,8 +70,8 @@ class HeardCollator:
 
     processor: AudioLMProcessor
     vocabulary: Sequence[int]
-    drop: float = 0.1
-    swap: float = 0.1
+    drop: float = 0.05
+    swap: float = 0.05
     seed: int = 0
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> BatchFeature:

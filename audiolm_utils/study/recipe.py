@@ -71,7 +71,7 @@ class Recipe:
         name: of the recipe and of its result file.
         scale: "pocket" or "full".
         speech_model, audio_model, text_model: references of the frozen parts; None leaves the audio encoder out.
-        pad_to_30s: see [`AudioLMConfig`].
+        pad_to_30s, encoder_precision: see [`AudioLMConfig`].
         audio_token: an existing special token of the LLM.
         projector: see [`ProjectorConfig`].
         ctc_merges: see [`AudioLMProcessor`].
@@ -101,6 +101,7 @@ class Recipe:
     seed: int = 0
     audio_model: str | None = field(default=None, metadata=LATER)
     pad_to_30s: bool = field(default=False, metadata=LATER)
+    encoder_precision: str = field(default="fp32", metadata=LATER)
 
     def config(self, audio_token_id: int, ctc_vocab_size: int) -> AudioLMConfig:
         """The model configuration; shapes of the frozen parts are filled in when they are loaded."""
@@ -108,6 +109,7 @@ class Recipe:
             speech_model=self.speech_model,
             audio_model=self.audio_model,
             pad_to_30s=self.pad_to_30s,
+            encoder_precision=self.encoder_precision,
             text_model=self.text_model,
             projector=self.projector.to_dict(),
             audio_token_id=audio_token_id,

@@ -45,9 +45,10 @@ def module_hash(module: nn.Module, **settings: object) -> str:
     `settings` holds whatever else decides the features and stands in JSON, such as `padded=False`.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(effective_state(module).items()):
-        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, state in sorted(effective_state(module).items()):
+        for tensor in state if isinstance(state, tuple) else (state,):  # a quantised layer's stand together
+            digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

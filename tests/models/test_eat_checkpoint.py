@@ -152,7 +152,16 @@ def test_a_truncated_file_is_refused_by_name(state, tmp_path, file):
         eat_from_checkpoint(path)
 
 
-@pytest.mark.parametrize("file", ["a.pt", "folder", "model.safetensors"])
-def test_a_missing_file_is_named(tmp_path, file):
-    with pytest.raises(OSError, match=r"a\.pt|config\.json"):
+@pytest.mark.parametrize(
+    ("file", "named"), [("a.pt", "a.pt"), ("", "config.json"), ("model.safetensors", "config.json")]
+)
+def test_a_missing_file_is_named(tmp_path, file, named):
+    with pytest.raises(FileNotFoundError, match=named):
         eat_from_checkpoint(tmp_path / file)
+
+
+def test_a_folder_without_weights_is_named(state, tmp_path):
+    folder = write_hub(tmp_path / "hub", state)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        eat_from_checkpoint(folder)

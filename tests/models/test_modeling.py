@@ -182,6 +182,28 @@ def test_a_batch_without_audio_is_text_to_the_llm(pair):
     torch.testing.assert_close(model(ids, mask, ids).loss, expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("precision", "close"), [("fp16", 2e-2), ("bf16", 0.15), ("int8", 0.3)])
+def test_encoders_run_in_lower_precision_and_the_choice_is_saved(parts, tmp_path, precision, close):
+    both = {"audio_model": "beats"}
+    full, processor = tiny.build(parts, **both)
+    model, _ = tiny.build(parts, **both, encoder_precision=precision)
+    features = processor.audio_features(clips())
+    expected, lengths = full.encode(**features)
+    found, same = model.encode(**features)
+    assert torch.equal(lengths, same)
+    assert 0 < (found.float() - expected).abs().mean() / expected.abs().mean() < close
+    assert model.embed_audio(**features).inputs.dtype == torch.float32
+    model.save_pretrained(tmp_path)
+    again = AudioLMForConditionalGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.encode(**features)[0], found)
+
+
+def test_an_encoder_that_learns_is_float32(parts):
+    with pytest.raises(ValueError, match="speech_lora trains a float32 encoder"):
+        tiny.make_config(parts, speech_lora=tiny.LORA, encoder_precision="int8")
+
+
 # State ----------------------------------------------------------------------------------------------------
 
 

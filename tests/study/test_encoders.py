@@ -24,7 +24,7 @@ def data(empty_cache) -> EncoderData:
     sound = dataclasses.replace(prompt, id="sound", task="audiocaption", references=("a low-pitched tone",))
     question = dataclasses.replace(prompt, id="QA/test", task="QA", text="yes", Q="Is it on?")
     learned = dataclasses.replace(question, id="QA/train", split="train")
-    tests = {"prompts": [prompt], "recordings": [sound], "questions on sounds": [question]}
+    tests = {"prompts": [prompt], "recordings": [sound], "questions": [question]}
     return EncoderData(items, tests, [learned], {"0.wav": "on"})
 
 
@@ -76,7 +76,7 @@ def test_nothing_of_the_tests_is_trained_on_or_taught_to_the_reader():
     sounds = [i for i in data.training if not i.render and i.source not in ("tts", "asterisk")]
     assert not {recording_of(i) for i in sounds} & {recording_of(i) for i in data.tests["recordings"]}
     assert all(i.split == "train" for i in (*data.training, *data.questions))
-    assert len(data.tests["prompts"]) >= 100 and len(data.tests["questions on sounds"]) >= 100
+    assert len(data.tests["prompts"]) >= 100 and len(data.tests["questions"]) >= 100
     assert all(i.path in data.heard for i in data.questions)
 
 
