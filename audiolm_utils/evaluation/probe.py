@@ -119,21 +119,23 @@ def whisper_features(encoder: SpeechEncoder) -> Features:
     return features
 
 
-def patch_features(encoder: AudioEncoder, *, by_band: bool = False) -> Features:
-    """Mean and standard deviation of an audio encoder's features over all patches of a clip: 2 D numbers.
-
-    With `by_band`, the mean and standard deviation over time of each frequency band apart: 2 P D numbers.
-    """
+def patch_features(encoder: AudioEncoder) -> Features:
+    """Mean and standard deviation over time of each of an audio encoder's frequency bands: 2 P D numbers a clip."""
     config = FbankConfig(**encoder.config.fbank)
 
     @torch.no_grad()
     def features(clips: Sequence[np.ndarray]) -> np.ndarray:
         grid, steps = encoder(*kaldi_fbank(clips, config))  # (B, N, P, D)
-        if by_band:
-            return mean_and_std(grid.flatten(2), steps)
-        return mean_and_std(grid.flatten(1, 2), steps * grid.shape[2])
+        return mean_and_std(grid.flatten(2), steps)
 
     return features
+
+
+def over_bands(features: np.ndarray, bands: int) -> np.ndarray:
+    """Mean and standard deviation over all patches (n, 2 D) from those of each of `bands` bands (n, 2 P D)."""
+    mean, std = features.reshape(len(features), 2, bands, -1).transpose(1, 0, 2, 3)  # (n, P, D) each
+    variance = (std**2).mean(axis=1) + mean.var(axis=1)
+    return np.concatenate([mean.mean(axis=1), np.sqrt(variance)], axis=1)
 
 
 def extract(clips: Sequence[LabelledClip], features: Features, batch_size: int = 16) -> np.ndarray:

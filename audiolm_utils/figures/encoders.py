@@ -33,8 +33,7 @@ TEST_SETS = {
     "recordings": "captions: recordings",
     "instruments": "captions: instruments",
     "scenes": "captions: scenes",
-    "questions on sounds": "questions on sounds",
-    "questions on speech": "questions on speech",
+    "questions": "questions about sounds",
 }
 EXPERIMENTS = {  # of the published tables: the row at full size of each model
     "speech encoder": {"Whisper-large-v2": "base", "Whisper-large-v3-turbo": "turbo"},

@@ -74,8 +74,8 @@ class EatConfig(PreTrainedConfig):
         return int((self.fbank or {})["num_mel_bins"])
 
     @property
-    def silence(self) -> float:
-        """The value of a padded frame in published EAT: a zero, normalised like a log-mel energy."""
+    def padding_value(self) -> float:
+        """What published EAT pads with: a log-mel energy of zero, normalised. It is louder than most of a clip."""
         fbank = FbankConfig(**(self.fbank or {}))
         return -fbank.mean / fbank.std
 
@@ -182,7 +182,9 @@ class EatEncoder(PreTrainedModel):
         pad_to = self.config.pad_to_frames
         missing = max(pad_to or PATCH, fbank.shape[1]) - fbank.shape[1]
         fbank = nn.functional.pad(fbank.to(self.cls.dtype), (0, 0, 0, missing))
-        fbank = fbank.where(frame_mask(lengths, fbank.shape[1])[..., None], self.config.silence if pad_to else 0.0)
+        fbank = fbank.where(
+            frame_mask(lengths, fbank.shape[1])[..., None], self.config.padding_value if pad_to else 0.0
+        )
         tokens = self.embed(fbank)  # (B, N, P, D)
         heard = (lengths.clamp(min=pad_to or PATCH) // PATCH).to(tokens.device)
         mask = frame_mask(heard, tokens.shape[1]).repeat_interleave(self.num_patches, 1)  # (B, N * P)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256
@@ -16,11 +17,12 @@ from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.evaluation.probe import (
-    Features,
+    LabelledClip,
     esc_clips,
     extract,
     fbank_features,
     folds_of,
+    over_bands,
     patch_features,
     probe,
     whisper_features,
@@ -87,23 +89,14 @@ def probe_all(found: dict[str, list[AudioEncoder]]) -> tuple[list[dict[str, Any]
 
     Both are empty where the data root lacks ESC-50.
     """
-    makers: dict[tuple[str, ...], Features] = {
-        ("log-mel", "", "mean+std"): fbank_features(),
-        ("whisper-tiny.en", "", "mean+std"): whisper_features(SpeechEncoder.from_whisper(resolve(WHISPER))),
-    }
-    for name, encoders in found.items():
-        for stage, encoder in zip(("random", "pretrained", "final"), encoders, strict=True):
-            for by_band in (False, True):
-                pooling = "by band" if by_band else "mean+std"
-                makers[name, stage, pooling] = patch_features(encoder, by_band=by_band)
     rows: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
     for subset in ("esc10", "esc50"):
         if not (clips := esc_clips(subset)):
             continue
         folds, told = folds_of(subset, clips), {}
-        for (name, stage, pooling), features in makers.items():
-            scores, answers = probe(extract(clips, features), clips, folds)
+        for (name, stage, pooling), values in _features(clips, found):
+            scores, answers = probe(values, clips, folds)
             told[" ".join(filter(None, (name, stage, pooling)))] = answers
             about = {"set": subset, "features": name, "stage": stage, "pooling": pooling}
             rows.append({key: value for key, value in about.items() if value} | scores)
@@ -113,6 +106,20 @@ def probe_all(found: dict[str, list[AudioEncoder]]) -> tuple[list[dict[str, Any]
             for n, (clip, fold) in enumerate(zip(clips, folds, strict=True))
         ]
     return rows, samples
+
+
+def _features(
+    clips: Sequence[LabelledClip], found: dict[str, list[AudioEncoder]]
+) -> Iterator[tuple[tuple[str, str, str], np.ndarray]]:
+    """The features (n, d) of every kind, named by what makes them, its stage of training, and how they are pooled."""
+    yield ("log-mel", "", "mean+std"), extract(clips, fbank_features())
+    speech_encoder = SpeechEncoder.from_whisper(resolve(WHISPER))
+    yield ("whisper-tiny.en", "", "mean+std"), extract(clips, whisper_features(speech_encoder))
+    for name, encoders in found.items():
+        for stage, encoder in zip(("random", "pretrained", "final"), encoders, strict=True):
+            by_band = extract(clips, patch_features(encoder))
+            yield (name, stage, "mean+std"), over_bands(by_band, by_band.shape[1] // (2 * encoder.config.hidden_size))
+            yield (name, stage, "by band"), by_band
 
 
 def fingerprint() -> str:

@@ -28,8 +28,8 @@ from audiolm_utils.study.train import build_model, fit_stage
 READER = Recipe(
     "reader",
     ctc_merges=1000,
-    lora=lora_fields(16),
-    stages=(Stage("read", "lm", 400, ("lora",), batch_size=8, lora_learning_rate=6e-4, tasks=("QA",)),),
+    lora={**lora_fields(16), "layers_to_transform": list(range(14, 30))},  # below them no gradient is needed
+    stages=(Stage("read", "lm", 350, ("lora",), batch_size=8, lora_learning_rate=6e-4, tasks=("QA",)),),
 )
 
 

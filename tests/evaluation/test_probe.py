@@ -19,6 +19,7 @@ from audiolm_utils.evaluation.probe import (
     folds_of,
     group_folds,
     mean_and_std,
+    over_bands,
     patch_features,
     probe,
     whisper_features,
@@ -112,8 +113,8 @@ def test_the_probe_is_logistic_regression_at_its_optimum(rng):
 def test_more_numbers_than_clips_are_no_trouble(rng):
     clips = make_clips(40, 2)
     features = rng.normal(size=(40, 300))
-    features[:, 7] += [5.0 * (clip.label == "class 1") for clip in clips]
-    features[:, 9] = 1.0  # constant
+    features[:, :60] += [[1.0 * (clip.label == "class 1")] for clip in clips]
+    features[:, 99] = 1.0  # constant
     assert probe(features, clips, folds_of("esc10", clips))[0]["accuracy"] > 0.6
 
 
@@ -125,11 +126,18 @@ def test_mean_and_std_take_the_valid_part_only(rng):
         np.testing.assert_allclose(found[row], np.concatenate([part.mean(0), part.std(0)]))
 
 
+def test_all_bands_together_are_as_if_pooled_at_once(rng):
+    grid, steps = torch.from_numpy(rng.normal(size=(3, 6, 4, 5))), torch.tensor([6, 2, 5])
+    by_band = mean_and_std(grid.flatten(2), steps)
+    assert by_band.shape == (3, 2 * 4 * 5)
+    np.testing.assert_allclose(over_bands(by_band, 4), mean_and_std(grid.flatten(1, 2), 4 * steps))
+
+
 def test_features_of_a_clip_do_not_depend_on_its_batch(parts, rng):
     clips = [rng.uniform(-0.5, 0.5, samples).astype(np.float32) for samples in (9000, 16000, 3000)]
     encoders = [load_audio_encoder(str(parts / kind)) for kind in ("beats", "eat")]
     kinds = [fbank_features(), whisper_features(SpeechEncoder.from_whisper(str(parts / "speech")))]
-    kinds += [patch_features(encoder, by_band=by_band) for encoder in encoders for by_band in (False, True)]
+    kinds += [patch_features(encoder) for encoder in encoders]
     for features in kinds:
         together = features(clips)
         assert np.isfinite(together).all()

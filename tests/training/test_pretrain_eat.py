@@ -96,7 +96,7 @@ def test_cls_learns_from_the_utterance_loss_and_the_teacher_from_nothing(module,
 
 
 def test_the_loss_falls(module, fbank, tmp_path):
-    schedule = Schedule(120, learning_rate=3e-3)
+    schedule = Schedule(60, learning_rate=1e-2)
     row = fit(
         module,
         lambda step, rng, generator: module(fbank, generator, step % 3),
