@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from audiolm_utils.figures import augmentation, data_eda, quickstart
+from audiolm_utils.figures import augmentation, data_eda, encoders, patches, quickstart
 from audiolm_utils.figures.style import FIGURES
 
-GENERATORS = (quickstart.generate, data_eda.generate, augmentation.generate)
+GENERATORS = (quickstart.generate, data_eda.generate, augmentation.generate, patches.generate, encoders.generate)
 
 
 def generate_all(out_dir: Path | str = FIGURES) -> list[Path]:

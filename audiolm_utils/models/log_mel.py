@@ -120,8 +120,8 @@ def mel_bands(filters: torch.Tensor) -> list[Band]:
     bands = []
     for start in range(0, len(filters), BAND):
         band = filters[start : start + BAND]
-        heard = band.any(0).nonzero().flatten()
-        bins = slice(int(heard.min()), int(heard.max()) + 1)
+        heard = band.any(0).nonzero().flatten().tolist() or [0]  # very narrow filters may hear nothing
+        bins = slice(heard[0], heard[-1] + 1)
         bands.append(Band(slice(start, start + len(band)), bins, band[:, bins].T.contiguous()))
     return bands
 

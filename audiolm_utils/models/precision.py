@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypeVar
 
 import torch
@@ -17,15 +18,18 @@ class Int8Linear(nn.Module):
     """A linear layer with 8-bit weights, one scale an output, whose inputs are quantised as they come (CPU only).
 
     Inputs float32 (..., in_features), outputs float32 (..., out_features), no gradient. Inputs use 7 of their
-    8 bits: without VNNI a processor adds two products in 16 bits, which would saturate.
+    8 bits: without VNNI a processor adds two products in 16 bits, which would saturate. They share one scale a
+    call, so a clip's features depend a little on its batch.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().float()
-        scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny).double() / INT8_MAX
-        quantised = torch.quantize_per_channel(weight, scales, torch.zeros_like(scales).long(), 0, torch.qint8)
+        scales = weight.abs().amax(1).clamp(min=1e-8).double() / INT8_MAX
+        with warnings.catch_warnings():  # torch 2.13 announces an end of its quantised tensors, but no other kernel
+            warnings.simplefilter("ignore", UserWarning)
+            quantised = torch.quantize_per_channel(weight, scales, torch.zeros_like(scales).long(), 0, torch.qint8)
         bias = None if linear.bias is None else linear.bias.detach().float()
         self._packed = torch.ops.quantized.linear_prepack(quantised, bias)
 
@@ -58,7 +62,9 @@ def cast(module: ModuleT, precision: str) -> ModuleT:
     if precision not in DTYPES:
         raise ValueError(f"precision {precision!r} is not one of {sorted(DTYPES)}")
     if any(isinstance(part, Int8Linear) for part in module.modules()):
-        raise ValueError(f"the module is int8 and its float weights are gone; load it again to cast it to {precision}")
+        raise ValueError(
+            f"the module is int8 already, its float weights are gone; load it again to cast it to {precision}"
+        )
     if precision == "int8":
         devices = {parameter.device.type for parameter in module.parameters()} - {"cpu"}
         if devices:

@@ -32,7 +32,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "no BEATs": {"audio_model": None, "pad_to_30s": True},
     "EAT": {"audio_model": "pocket:eat-mini", "pad_to_30s": True},
     "unpadded": {"audio_model": "pocket:beats-mini", "pad_to_30s": False},
-    "unpadded, no BEATs": {"audio_model": None, "pad_to_30s": False},
 }
 CAPTION_TASKS = ("audiocaption", "audiocaption_v2")
 TRAINING_TTS, TRAINING_SCENES = 1_200, 800
@@ -41,7 +40,7 @@ EXPERIMENT = Recipe("encoders")
 ENCODERS = replace(
     READER,
     name="encoders",
-    stages=(Stage("align", "ctc", 600, ("projector", "ctc"), prompt_repeats=2),),
+    stages=(Stage("align", "ctc", 400, ("projector", "ctc"), prompt_repeats=2),),
     tts_limit=TRAINING_TTS,
 )
 
@@ -108,7 +107,7 @@ def arm_recipe(base: Recipe, arm: str, seed: int) -> Recipe:
     """The base recipe with an arm's encoders and a seed, everything else equal; raises ValueError for no arm."""
     if arm not in ARMS:
         raise ValueError(f"arm {arm!r} is unknown; expected one of {', '.join(ARMS)}")
-    return replace(base, name=f"{base.name}-{arm.replace(', ', '-').replace(' ', '-').lower()}", seed=seed, **ARMS[arm])
+    return replace(base, name=f"{base.name}-{arm.replace(' ', '-').lower()}", seed=seed, **ARMS[arm])
 
 
 def run_arm(

@@ -85,7 +85,8 @@ class EatPretraining(nn.Module):
         The clips stand at time step `first_step` and later, so that the encoder comes to know all positions.
         """
         tokens = self.encoder.embed(fbank)  # (B, N, P, D)
-        grid, tokens = tuple(tokens.shape[1:3]), tokens.flatten(1, 2).repeat_interleave(MASKS, 0)
+        grid = (tokens.shape[1], tokens.shape[2])
+        tokens = tokens.flatten(1, 2).repeat_interleave(MASKS, 0)
         length = tokens.shape[1]
         kept = length - round(MASKED * length)
         visible = inverse_block_places(len(tokens), *grid, kept, BLOCK, generator)
@@ -101,7 +102,7 @@ class EatPretraining(nn.Module):
         """The mean over the teacher's layers of their features, each layer's with mean 0 and variance 1 over the clip.
 
         Returns:
-            (B, L, D), of zero mean and unit variance again for each channel of a clip.
+            (B, L, D), without CLS.
         """
         outputs: list[Tensor] = []
         hooks = [
@@ -112,7 +113,7 @@ class EatPretraining(nn.Module):
         for hook in hooks:
             hook.remove()
         normed = [functional.instance_norm(output[:, 1:].transpose(1, 2)) for output in outputs]  # (B, D, L)
-        return (sum(normed) / len(normed)).transpose(1, 2)
+        return torch.stack(normed).mean(dim=0).transpose(1, 2)
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from audiolm_utils.data.annotations import AudioItem
-from audiolm_utils.data.audio import write_wav
+from audiolm_utils.data.audio import load_audio, write_wav
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import read_pocket_manifest
+from audiolm_utils.data.sources import LICENCES
 from audiolm_utils.data.splits import parts_of
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.models.fbank import BEATS_FBANK, EAT_FBANK, kaldi_fbank
@@ -51,6 +52,12 @@ def test_nothing_of_the_test_or_validation_split_is_in_the_pool(corpus):
         assert held_out.isdisjoint([item.path, item.id, *parts_of(item)]), item.id
 
 
+def test_the_pool_is_of_the_pocket_corpus_alone(corpus):
+    known = {*LICENCES, "scenes"}
+    assert {item.source for item in pool_items(corpus, "train", 2500)} <= known
+    assert not any("esc" in source for source in known)
+
+
 def test_the_pool_has_every_training_sound_once_and_as_much_synthetic_speech_as_asked(corpus):
     pool = pool_items(corpus, "train", 100)
     paths = [item.path for item in pool]
@@ -89,8 +96,6 @@ def test_what_is_built_is_the_filter_bank_of_each_file_and_is_built_once(empty_c
         items.append(AudioItem(name, f"{name}.wav", "hello", "asr", source="asterisk"))
     pool = ClipPool.build(items, config)
     for item, clip in zip(items, pool.clips, strict=True):
-        from audiolm_utils.data.audio import load_audio
-
         fbank, lengths = kaldi_fbank([load_audio(cache_dir() / item.path)], config)
         assert clip["frames"] == int(lengths[0])
         held = pool.frames[clip["offset"] : clip["offset"] + clip["frames"]]
