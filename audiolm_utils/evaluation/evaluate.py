@@ -52,7 +52,7 @@ def answer_clips(
     model.eval()
     batch = processor(instructions, audio=clips).to(model.device)
     features, lengths = model.encode(**{name: batch.pop(name) for name in AUDIO_INPUTS if name in batch})
-    audio = {"encoder_features": features, "encoder_lengths": lengths}
+    audio: dict[str, Any] = {"encoder_features": features, "encoder_lengths": lengths}
     rows: list[dict[str, str]] = [{} for _ in clips]
     if llm:
         limits = limits or [answer_limit("asr", clip) for clip in clips]

@@ -10,7 +10,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,6 @@ WHISPER_LARGE = {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads
 LLAMA_3B = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "tie_word_embeddings": True}
 LLAMA_3B |= {"num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 128_256}
 Parts = Iterator[tuple[str, Callable[[], object]]]
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def speech_encoder_flops(sizes: Sizes) -> dict[str, int]:
     return flops
 
 
-def random_weights(factory: Callable[[], ModuleT], seed: int = 0) -> ModuleT:
+def random_weights(factory: Callable[[], nn.Module], seed: int = 0) -> Any:
     """Build a module with small uniform weights, in eval mode, each weight allocated and filled once."""
     with no_init_weights():
         module = factory()

@@ -53,7 +53,7 @@ GROUPS = {  # of the timed parts, in the order in which they run: label and plac
     "connectors": ("connector", 3),
     "language_model": ("LLM: prompt, one token", 1),
 }
-PROBED = {  # features and stage of training of a probe's row
+PROBED: dict[tuple[str, str | None], str] = {  # features and stage of training of a probe's row
     ("log-mel", None): "log-mel",
     ("whisper-tiny.en", None): "whisper-tiny.en",
     **{(f"{name.lower()}-mini", "random"): f"{name}-mini, random" for name in ("EAT", "BEATs")},

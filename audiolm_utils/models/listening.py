@@ -76,8 +76,8 @@ class Listening(Base):
         log_probs = self.ctc.log_probs(tokens, table)
         if not self.config.compress:
             return AudioTokens(tokens, counts, None, log_probs)
-        inputs, keep = self.ctc.compress(tokens, log_probs, counts, table)
-        return AudioTokens(inputs, counts, keep, log_probs)
+        mixed, keep = self.ctc.compress(tokens, log_probs, counts, table)
+        return AudioTokens(mixed, counts, keep, log_probs)
 
     def align(
         self,

@@ -70,7 +70,7 @@ def cast(module: ModuleT, precision: str) -> ModuleT:
         if devices:
             raise ValueError(f"int8 runs on the CPU only and the module is on {sorted(devices)}; move it: .to('cpu')")
         module.to(torch.float32)
-        return _quantise(module)
+        return _quantise(module)  # type: ignore[return-value]
     return module.to(DTYPES[precision])
 
 

@@ -97,7 +97,7 @@ class AudioLMProcessor(ProcessorMixin):
             audio_token=tokenizer.convert_ids_to_tokens(config.audio_token_id),
             projector=config.projector,
             pad_to_30s=config.pad_to_30s,
-            audio_frontend=config.audio_config.fbank if config.audio_config is not None else None,
+            audio_frontend=getattr(config.audio_config, "fbank", None),
             ctc_merges=config.ctc_merges,
             **kwargs,
         )

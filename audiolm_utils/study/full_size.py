@@ -77,7 +77,7 @@ def table(timed: Timed, parameters: Mapping[str, int]) -> list[dict[str, Any]]:
             parts = parts_of(speech, audio, mode)
             ttft, token = _sum(timed, parts), timed[f"next token, {mode}"]["median"]
             spread = math.hypot(*(timed[part]["iqr"] for part in [*parts, f"next token, {mode}"]))
-            row = {"row": name, "mode": mode, "basis": "sum of parts measured apart", "parts": parts}
+            row: dict[str, Any] = {"row": name, "mode": mode, "basis": "sum of parts measured apart", "parts": parts}
             row |= {"ttft_s": ttft, "token_s": token, "latency_s": ttft + token, "iqr_s": spread}
             row |= {"weights_bytes": weights_of(speech, audio, parameters)}
             row |= {f"published_{column}": float(published.loc[key, column]) for column in ("latency_s", "memory_gb")}

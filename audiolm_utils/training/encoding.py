@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,8 @@ def encode_items(
 
 def _encoders(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor) -> Iterator[tuple[str, str, Encode]]:
     """Yield a title, the cache's name and the function of each encoder."""
-    padded, audio_encoder = model.config.pad_to_30s, model.audio_encoder
+    padded = model.config.pad_to_30s
+    audio_encoder: Any = model.audio_encoder
 
     def encode_speech(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return model.speech_encoder(inputs["input_features"], inputs["feature_lengths"], padded=padded)

@@ -27,6 +27,16 @@ class RandomProjectionLabels(nn.Module):
     Codes and projected patches are compared by direction, as in BEST-RQ (Chiu et al. 2022).
     """
 
+    mean: Tensor
+    std: Tensor
+    projection: Tensor
+    codes: Tensor
+
+    mean: Tensor
+    std: Tensor
+    projection: Tensor
+    codes: Tensor
+
     def __init__(self, patches: Tensor, num_codes: int, code_size: int, seed: int) -> None:
         """Take the mean and deviation of each of the 256 values from `patches` (any, 256)."""
         super().__init__()
@@ -45,6 +55,10 @@ class RandomProjectionLabels(nn.Module):
 
 class FeatureLabels(nn.Module):
     """The tokenizer of a later iteration: the nearest of k-means' centres to each feature of the model before it."""
+
+    centres: Tensor
+
+    centres: Tensor
 
     def __init__(self, encoder: BeatsEncoder, fbank: Tensor, num_codes: int, rounds: int, seed: int) -> None:
         """Find the centres of the encoder's normalised features of `fbank` (B, T, M), from codes drawn of them."""
