@@ -158,7 +158,7 @@ def probes(rows: Rows, pooling: str = "mean+std") -> Figure:
         ax.set(title=f"{title} (n = {of[(name, *shown[0])]['n']})", xlabel="accuracy of a linear probe", xlim=(0, 1))
         ax.set(yticks=range(len(shown)), ylim=(len(shown) - 0.4, -0.7))
         ax.set_yticklabels([PROBED[key] for key in shown])
-    axes[0][0].legend(loc="lower right")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center")
     return figure
 
 
@@ -219,5 +219,5 @@ def generate(out: Path | str = FIGURES, results: Path = RESULTS) -> list[Path]:
 def _row(path: Path) -> dict[str, Any] | None:
     if path.is_file():
         return read_result(path)
-    warnings.warn(f"{path.name} is absent: its figures are skipped; notebook 03 tells what writes it.", stacklevel=3)
+    warnings.warn(f"{path.name} is absent: its figures are skipped; `make study` can write it.", stacklevel=3)
     return None

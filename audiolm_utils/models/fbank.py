@@ -12,7 +12,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from audiolm_utils.models.log_mel import FRAME_LENGTH, SAMPLE_RATE, Band, check_clips, mel_bands, mel_energies
+from audiolm_utils.models.log_mel import (
+    FRAME_LENGTH,
+    HOP_LENGTH,
+    SAMPLE_RATE,
+    Band,
+    check_clips,
+    mel_bands,
+    mel_energies,
+)
 
 N_FFT = 512  # the power of two above the frame
 PREEMPHASIS = 0.97
@@ -82,7 +90,7 @@ def kaldi_fbank(clips: Sequence[np.ndarray], config: FbankConfig) -> tuple[torch
         return torch.fft.rfft(emphasised)
 
     energies = mel_energies(waves, spectrum, _filters(config.num_mel_bins))
-    lengths = torch.tensor([len(energy) for energy in energies])
+    lengths = torch.tensor([1 + (wave.size - FRAME_LENGTH) // HOP_LENGTH for wave in waves])
     features = torch.zeros(len(waves), max(MIN_FRAMES, int(lengths.max())), config.num_mel_bins)
     for row, energy in zip(features, energies, strict=True):
         row[: len(energy)] = energy.clamp_(min=ENERGY_FLOOR).log_().sub_(config.mean).div_(config.std)

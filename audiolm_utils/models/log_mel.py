@@ -5,7 +5,7 @@ Shape legend: B batch, M mel bins, T mel frames (100 a second).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -80,17 +80,33 @@ def check_clips(clips: Sequence[np.ndarray], *, max_samples: int | None = None) 
 
 def mel_energies(
     waves: Sequence[np.ndarray], spectrum: Callable[[torch.Tensor], torch.Tensor], bands: Sequence[Band]
-) -> list[torch.Tensor]:
-    """Mel energies of all whole frames of waves, which stand end to end so that their frames form one matrix.
+) -> Iterator[torch.Tensor]:
+    """Mel energies of all whole frames of each wave in turn; short waves are computed together.
 
     Args:
         waves: float32 arrays (samples,) of at least one frame of 400 samples.
         spectrum: from frames (N, 400) to complex bins (N, F).
         bands: the mel filters, by `mel_bands`.
 
-    Returns:
+    Yields:
         float32 (T, M) of each wave, T = 1 + (samples - 400) // 160.
     """
+    group: list[np.ndarray] = []
+    frames = 0
+    for wave in waves:
+        group.append(wave)
+        frames += wave.size // HOP_LENGTH
+        if frames >= BLOCK:
+            yield from _group_energies(group, spectrum, bands)
+            group, frames = [], 0
+    if group:
+        yield from _group_energies(group, spectrum, bands)
+
+
+def _group_energies(
+    waves: Sequence[np.ndarray], spectrum: Callable[[torch.Tensor], torch.Tensor], bands: Sequence[Band]
+) -> Iterator[torch.Tensor]:
+    """Mel energies of waves that stand end to end, so that their frames form one matrix."""
     counts = [1 + (wave.size - FRAME_LENGTH) // HOP_LENGTH for wave in waves]
     starts = np.cumsum([0, *(count + 2 for count in counts)])  # two more frames reach into the next wave
     line = np.zeros(starts[-1] * HOP_LENGTH, np.float32)
@@ -104,7 +120,8 @@ def mel_energies(
         power = torch.addcmul(bins.real.square(), bins.imag, bins.imag)  # (N, F)
         for band in bands:
             torch.mm(power[:, band.bins], band.weights, out=out[:, band.mels])
-    return [energies[start : start + count] for start, count in zip(starts, counts, strict=False)]
+    for start, count in zip(starts, counts, strict=False):
+        yield energies[start : start + count]
 
 
 class Band(NamedTuple):

@@ -105,7 +105,7 @@ def test_ablations_shade_the_better_side():
     figure = ablations(row["scores"], row["differences"])
     assert len(figure.axes) == len(TEST_SETS)
     first, last = figure.axes[0], figure.axes[-1]
-    assert "base: WER 0.625, n = 9" in first.get_title() and "base: accuracy 0.625" in last.get_title()
+    assert "base: WER 0.625, n = 9" in first.get_title("left") and "base: accuracy 0.625" in last.get_title("left")
     drawn = {round(float(x), 3) for line in first.lines for x in np.atleast_1d(line.get_xdata())}
     assert {-0.05, 0.2, 0.1, 0.3, 0.0} <= drawn
     (lower,), (higher,) = first.patches, last.patches
@@ -132,9 +132,7 @@ def test_a_steady_tone_is_heard_steadily_only_when_aligned():
 def test_teaching_pictures_are_drawn():
     assert len(patches.patch_grid(np.zeros((48, 128)), "zeros").axes[0].lines) == 4 + 7
     figure = patches.position_bias(np.arange(4)[:, None] * np.ones((1, 99)), np.ones((4, 50)))
-    assert [text for text in texts(figure).splitlines() if text.startswith("head")] == [
-        f"head {n}" for n in (0, 1, 2, 3)
-    ]
+    assert {text for text in texts(figure).splitlines() if text.startswith("head")} == {f"head {n}" for n in range(4)}
     codes = position_code(torch.arange(80), 8, 16).numpy()
     first, second = patches.position_similarity(codes, 10, 8, [(2, 1), (7, 5)]).axes[:2]
     assert first.images[0].get_array()[1, 2] == pytest.approx(1) == pytest.approx(second.images[0].get_array()[5, 7])

@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 
-from audiolm_utils.data.annotations import AudioItem, manifest_sha256
+from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.sources import recording_of
 from audiolm_utils.study import encoders
 from audiolm_utils.study.encoders import ARMS, EncoderData, arm_recipe, encoder_data, heard_text, run_arms
 from audiolm_utils.study.paired import differences, scores
 from audiolm_utils.study.recipe import Stage
-from audiolm_utils.study.results import read_result, read_samples, result_path
 from tests import tiny
 
 QUIET = {"use_cpu": True, "disable_tqdm": True}
@@ -20,11 +19,12 @@ QUIET = {"use_cpu": True, "disable_tqdm": True}
 @pytest.fixture
 def data(empty_cache) -> EncoderData:
     items = tiny.write_items(cache_dir(), ["on", "sea bed", "to a"], source="tts")
-    prompt = dataclasses.replace(items[0], id="test", split="test")
-    sound = dataclasses.replace(prompt, id="sound", task="audiocaption", references=("a low-pitched tone",))
-    question = dataclasses.replace(prompt, id="QA/test", task="QA", text="yes", Q="Is it on?")
-    learned = dataclasses.replace(question, id="QA/train", split="train")
-    tests = {"prompts": [prompt], "recordings": [sound], "questions": [question]}
+    prompts = [dataclasses.replace(i, id=f"test {i.id}", split="test") for i in items[:2]]
+    rendered = [dataclasses.replace(i, render={"events": []}) for i in prompts]
+    sounds = [dataclasses.replace(i, task="audiocaption", references=("a low-pitched tone",)) for i in rendered]
+    asked = [dataclasses.replace(i, task="QA", text="yes", Q="Is it on?") for i in rendered]
+    learned = dataclasses.replace(asked[0], id="QA/train", split="train")
+    tests = {"prompts": prompts, "recordings": sounds, "questions": asked}
     return EncoderData(items, tests, [learned], {"0.wav": "on"})
 
 
@@ -78,23 +78,3 @@ def test_nothing_of_the_tests_is_trained_on_or_taught_to_the_reader():
     assert all(i.split == "train" for i in (*data.training, *data.questions))
     assert len(data.tests["prompts"]) >= 100 and len(data.tests["questions"]) >= 100
     assert all(i.path in data.heard for i in data.questions)
-
-
-@pytest.fixture(scope="module")
-def committed():
-    path = result_path(encoders.EXPERIMENT)
-    return read_result(path), read_samples(path)
-
-
-def test_the_committed_row_belongs_to_this_experiment_and_data(committed, monkeypatch):
-    monkeypatch.setattr(encoders, "encoder_data", lambda: pytest.fail("the committed row does not fit; it would train"))
-    assert encoders.run_or_load_encoders()["created"] == committed[0]["created"]
-    assert committed[0]["data_sha256"] == manifest_sha256(encoders.read_pocket_manifest())
-
-
-def test_the_committed_scores_are_those_of_the_committed_samples(committed):
-    row, samples = committed
-    assert scores(samples, encoders.CONDITION) == row["scores"]
-    assert differences(samples, encoders.CONDITION, "base") == row["differences"]
-    assert {len(texts) for s in samples for texts in s["answers"].values()} == {len(encoders.SEEDS)}
-    assert {arm for s in samples for arm in s["answers"]} == set(ARMS)

@@ -45,6 +45,9 @@ OTHER = {
     "ctc_decode_weight": 0.5,
     "tts_limit": 100,
     "seed": 1,
+    "audio_model": "pocket:beats-mini",
+    "pad_to_30s": True,
+    "encoder_precision": "int8",
 }
 
 
