@@ -21,7 +21,6 @@ MAX_CLIP_S = 30.0
 EXPERIMENTS = {  # several trainings or measurements in one result
     "augmentation": "audiolm_utils.study.noise:run_or_load_noise",
     "mini-encoders": "audiolm_utils.study.mini_encoders:run_or_load_mini_encoders",
-    "encoders": "audiolm_utils.study.encoders:run_or_load_encoders",
     "full-size-encoders": "audiolm_utils.study.full_size:run_or_load_full_size",
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -32,11 +32,6 @@ class RandomProjectionLabels(nn.Module):
     projection: Tensor
     codes: Tensor
 
-    mean: Tensor
-    std: Tensor
-    projection: Tensor
-    codes: Tensor
-
     def __init__(self, patches: Tensor, num_codes: int, code_size: int, seed: int) -> None:
         """Take the mean and deviation of each of the 256 values from `patches` (any, 256)."""
         super().__init__()
@@ -55,8 +50,6 @@ class RandomProjectionLabels(nn.Module):
 
 class FeatureLabels(nn.Module):
     """The tokenizer of a later iteration: the nearest of k-means' centres to each feature of the model before it."""
-
-    centres: Tensor
 
     centres: Tensor
 

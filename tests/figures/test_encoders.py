@@ -96,7 +96,7 @@ def test_probes_show_every_encoder_with_its_folds():
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels[0] == "log-mel" and "BEATs-mini, + sound names" in labels and len(labels) == 6
     assert "BEATs-mini, pretrained" not in labels
-    assert [line.get_ydata().size for line in figure.axes[1].lines].count(5) == 6
+    assert [len(line.get_ydata()) for line in figure.axes[1].lines].count(5) == 6
     assert len(probes([row for row in probe_rows() if row["set"] == "esc10"]).axes) == 1
 
 

@@ -62,6 +62,7 @@ def tiny(empty_cache, monkeypatch, tmp_path) -> list[AudioItem]:
     return items
 
 
+@pytest.mark.slow
 def test_the_experiment_trains_probes_and_is_then_loaded(tiny, parts, monkeypatch, tmp_path):
     monkeypatch.setattr(mini_encoders, "WHISPER", str(parts / "speech"))
     row = run_or_load_mini_encoders()
