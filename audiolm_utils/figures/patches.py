@@ -15,8 +15,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from audiolm_utils.figures.style import COLOURS, FIGURES, MARKERS, new_figure, save_figure, styled
-from audiolm_utils.models.beats import PATCH
 from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
+from audiolm_utils.models.patches import PATCH, cut_patches
 from audiolm_utils.models.streams import align_in_time, flatten_patches, reduce_frequency
 
 FRAME_S, STEP_S = 0.02, 0.16
@@ -46,9 +46,8 @@ def pairings(steps: int, bands: int = 8) -> dict[str, np.ndarray]:
 
 def paired_levels(fbank: torch.Tensor) -> dict[str, np.ndarray]:
     """Level of each speech frame's audio vector (F,) in both orders, the mean of each patch of fbank (1, T, M)."""
-    steps, bands = fbank.shape[1] // PATCH, fbank.shape[2] // PATCH
-    grid = fbank[:, : steps * PATCH].reshape(1, steps, PATCH, bands, PATCH).mean((2, 4))[..., None]
-    weights = pairings(steps, bands)
+    grid = cut_patches(fbank).mean(-1, keepdim=True)  # (1, N, P, 1)
+    weights = pairings(*grid.shape[1:3])
     return {order: np.einsum("fnp,np->f", w, grid[0, ..., 0].numpy()) for order, w in weights.items()}
 
 

@@ -22,9 +22,8 @@ from audiolm_utils.models.beats_layers import (
     RelativePositionBias,
 )
 from audiolm_utils.models.fbank import FbankConfig
+from audiolm_utils.models.patches import PATCH, cut_patches
 from audiolm_utils.models.whisper import frame_mask
-
-PATCH = 16  # frames and mel bins of a square patch
 
 
 class BeatsConfig(PreTrainedConfig):
@@ -121,9 +120,7 @@ class BeatsEncoder(PreTrainedModel):
         Raises `ValueError` as [`forward`] does.
         """
         self._check(fbank)
-        steps, bands = fbank.shape[1] // PATCH, fbank.shape[2] // PATCH
-        patches = fbank[:, : steps * PATCH].reshape(-1, steps, PATCH, bands, PATCH)
-        return patches.transpose(2, 3).reshape(len(fbank), steps * bands, PATCH * PATCH)
+        return cut_patches(fbank).flatten(1, 2)
 
     def embed(self, fbank: Tensor) -> Tensor:
         """Embed the patches of fbank (B, T, M) without their positions: (B, N, P, D); errors as in [`forward`]."""

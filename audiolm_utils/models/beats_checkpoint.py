@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from audiolm_utils.models.beats import PATCH, BeatsConfig, BeatsEncoder
+from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
 from audiolm_utils.models.fbank import BEATS_FBANK
+from audiolm_utils.models.patches import PATCH
 from audiolm_utils.models.torch_file import read_torch_file, state_dict_of
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from audiolm_utils.models.fbank import EAT_FBANK, FbankConfig
+from audiolm_utils.models.patches import PATCH, cut_patches
 from audiolm_utils.models.whisper import frame_mask
-
-PATCH = 16  # frames and mel bins of a square patch
 
 
 class EatConfig(PreTrainedConfig):
@@ -118,15 +117,13 @@ class EatEncoder(PreTrainedModel):
         Raises:
             ValueError: the mel bins are not those of the configuration.
         """
-        frames, mel_bins = fbank.shape[1:]
+        mel_bins = fbank.shape[2]
         if mel_bins != self.num_patches * PATCH:
             raise ValueError(
                 f"fbank holds {mel_bins} mel bins; this encoder was trained on {self.num_patches * PATCH}: "
                 "use kaldi_fbank with the fields of its config.fbank."
             )
-        steps = frames // PATCH
-        patches = fbank[:, : steps * PATCH].reshape(-1, steps, PATCH, self.num_patches, PATCH)  # (B, N, 16, P, 16)
-        return patches.transpose(2, 3).reshape(len(fbank), steps * self.num_patches, PATCH * PATCH)
+        return cut_patches(fbank).flatten(1, 2)
 
     def embed(self, fbank: Tensor) -> Tensor:
         """Patch embeddings (B, N, P, D) of a filter bank (B, T, M), before positions."""

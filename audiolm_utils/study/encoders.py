@@ -1,4 +1,7 @@
-"""Notebook 03's experiment: what each encoder, and padding, is worth in a trained recipe, over several seeds."""
+"""What each encoder, and padding, is worth in a trained recipe, over several seeds.
+
+No row of it is kept yet: its budget is too small for one connector to learn speech and sounds (data/results/LOG.md).
+"""
 
 from __future__ import annotations
 
