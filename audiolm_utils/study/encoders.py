@@ -1,6 +1,7 @@
-"""What each encoder, and padding, is worth in a trained recipe, over several seeds.
+"""Notebook 03's trained arms: what each encoder, and padding, is worth in a recipe, over several seeds.
 
-No row of it is kept yet: its budget is too small for one connector to learn speech and sounds (data/results/LOG.md).
+Speech and sounds are two halves with a connector each: one connector for both learned neither within a like budget
+(data/results/LOG.md).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256
@@ -26,6 +28,7 @@ from audiolm_utils.study.paired import differences, scores
 from audiolm_utils.study.reader import READER, answer_questions, train_reader
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.run import SPEECH_SOURCES
 from audiolm_utils.study.train import build_model, train_stage
 from audiolm_utils.training.encoding import encode_items
 
@@ -37,60 +40,81 @@ ARMS: dict[str, dict[str, Any]] = {
     "unpadded": {"audio_model": "pocket:beats-mini", "pad_to_30s": False},
 }
 CAPTION_TASKS = ("audiocaption", "audiocaption_v2")
-TRAINING_TTS, TRAINING_SCENES = 1_200, 800
+TRAINING_TTS, TRAINING_SCENES, TEST_TTS = 2_000, 400, 100
 CONDITION = ("test_set",)
 EXPERIMENT = Recipe("encoders")
-ENCODERS = replace(
-    READER,
-    name="encoders",
-    stages=(Stage("align", "ctc", 400, ("projector", "ctc"), prompt_repeats=2),),
+SPEECH = Recipe(
+    "encoders-speech",
+    ctc_merges=READER.ctc_merges,
+    lora=None,
+    stages=(Stage("align", "ctc", 600, ("projector", "ctc")),),
     tts_limit=TRAINING_TTS,
+)
+SOUND = replace(
+    READER,
+    name="encoders-sound",
+    stages=(Stage("caption", "ctc", 700, ("projector", "ctc"), prompt_repeats=1),),
 )
 
 
 @dataclass(frozen=True)
-class EncoderData:
-    """What the experiment trains on and is tested on.
+class Half:
+    """One half of the experiment: what its arms are trained on and tested on.
 
     Attributes:
+        recipe: of every arm, but for its encoders.
         training: clips with the text that CTC learns to read off them: words of speech, a caption of sounds.
         tests: held-out items by the name of their test set.
         questions: about sounds of the training split, which the reader learns to answer.
         heard: what is heard in the clip of each of these, by its path.
     """
 
+    recipe: Recipe
     training: Sequence[AudioItem]
     tests: Mapping[str, Sequence[AudioItem]]
-    questions: Sequence[AudioItem]
-    heard: Mapping[str, str]
+    questions: Sequence[AudioItem] = ()
+    heard: Mapping[str, str] = field(default_factory=dict)
 
     def sha256(self) -> str:
         """A hash that changes with any item."""
-        about = [manifest_sha256(items) for items in (self.training, *self.tests.values(), self.questions)]
+        about = [manifest_sha256(items) for items in (self.training, *self.tests.values(), self.questions) if items]
         return hashlib.sha256(json.dumps([about, list(self.tests)]).encode()).hexdigest()
 
 
-def encoder_data() -> EncoderData:
-    """Speech and captioned sounds of stage 1, questions about sounds of stage 2, rendered where absent."""
+def speech_half() -> Half:
+    """Recorded prompts and words and the first synthetic clips; tested on held-out speech of both kinds."""
+    speech = [i for i in read_pocket_manifest() if i.task == "asr"]
+    synthetic = {split: [i for i in speech if (i.split, i.source) == (split, "tts")] for split in ("train", "test")}
+    recorded = [i for i in speech if i.split == "train" and i.source in SPEECH_SOURCES and i.source != "tts"]
+    training = prepare_corpus([*recorded, *synthetic["train"][:TRAINING_TTS]])
+    prompts = [i for i in speech if i.split == "test" and i.source == "asterisk"]
+    tests = {"prompts": prompts, "tts": synthetic["test"][:TEST_TTS]}
+    return Half(SPEECH, [as_heard(i) for i in training], {name: prepare_corpus(of) for name, of in tests.items()})
+
+
+def sound_half() -> Half:
+    """Captioned recordings, instruments and scenes of stage 1; tested on held-out ones, and by questions of stage 2."""
     stage1, stage2 = read_stage("stage1"), read_stage("stage2")
-    recorded = [i for i in stage1 if i.split == "train" and i.source != "tts" and i.source != "scenes"]
-    scenes = [i for i in stage1 if i.split == "train" and i.source == "scenes"][:TRAINING_SCENES]
-    synthetic = [i for i in read_pocket_manifest() if i.split == "train" and i.source == "tts"][:TRAINING_TTS]
-    test = [i for i in stage1 if i.split == "test"]
-    captions = [i for i in test if i.task == "audiocaption"]
+    captions = {
+        split: [i for i in stage1 if (i.split, i.task) == (split, "audiocaption")] for split in ("train", "test")
+    }
+    single = [i for i in captions["train"] if i.source != "scenes"]
+    scenes = [i for i in captions["train"] if i.source == "scenes"][:TRAINING_SCENES]
     heard = {i.path: heard_text(i) for i in [*stage2, *stage1] if i.task in CAPTION_TASKS}
     asked = [i for i in stage2 if i.task == "QA" and i.path in heard]
     tests = {
-        "prompts": [i for i in test if i.source == "asterisk"],
-        "recordings": [i for i in captions if i.source not in ("scenes", "instruments")],
-        "instruments": [i for i in captions if i.source == "instruments"],
-        "scenes": [i for i in captions if i.source == "scenes"],
+        "recordings": [i for i in captions["test"] if i.source not in ("scenes", "instruments")],
+        "instruments": [i for i in captions["test"] if i.source == "instruments"],
+        "scenes": [i for i in captions["test"] if i.source == "scenes"],
         "questions": [i for i in asked if i.split == "test"],
     }
-    training = prepare_corpus([*recorded, *scenes, *synthetic])
-    tests = {name: prepare_corpus(items) for name, items in tests.items()}
-    questions = [i for i in asked if i.split == "train"]
-    return EncoderData([as_heard(i) for i in training], tests, questions, heard)
+    return Half(
+        SOUND,
+        [as_heard(i) for i in prepare_corpus([*single, *scenes])],
+        {name: prepare_corpus(items) for name, items in tests.items()},
+        [i for i in asked if i.split == "train"],
+        heard,
+    )
 
 
 def heard_text(item: AudioItem) -> str:
@@ -114,30 +138,31 @@ def arm_recipe(base: Recipe, arm: str, seed: int) -> Recipe:
 
 
 def run_arm(
-    base: Recipe, reader: Recipe, data: EncoderData, arm: str, seed: int, *, fresh: bool = False, **arguments: Any
+    half: Half, arm: str, seed: int, *, reader: Recipe = READER, fresh: bool = False, **arguments: Any
 ) -> dict[str, Any]:
     """Train one arm with one seed and answer every test; what an earlier call finished is loaded, unless `fresh`.
+
+    The reader is trained, or loaded, only where a test asks questions.
 
     Returns:
         training: the row of its stages; answers: by test set, a text a test item.
     """
-    recipe = arm_recipe(base, arm, seed)
-    folder = run_folder(recipe, data)
+    recipe = arm_recipe(half.recipe, arm, seed)
+    folder = run_folder(recipe, half)
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    model, processor = build_model(recipe, data.training)
+    model, processor = build_model(recipe, half.training)
     stages = [
-        train_stage(recipe, stage, model, processor, data.training, folder / f"{n}-{stage.name}", **arguments)
+        train_stage(recipe, stage, model, processor, half.training, folder / f"{n}-{stage.name}", **arguments)
         for n, stage in enumerate(recipe.stages)
     ]
     done = folder / "answers.json"
     if not done.is_file():
-        tensors, _ = train_reader(
-            reader, data.training, data.questions, data.heard, run_folder(reader, data), **arguments
-        )
-        model.load_own_state_dict({**model.own_state_dict(), **tensors}, origin=reader.name)
+        if half.questions:
+            tensors, _ = taught_reader(half, reader, **arguments)
+            model.load_own_state_dict({**model.own_state_dict(), **tensors}, origin=reader.name)
         answers = {}
-        for name, items in data.tests.items():
+        for name, items in half.tests.items():
             clips = [replace(item, id=item.path) for item in items]
             cache = encode_items(model, processor, clips, cache_dir(), cache_dir() / "features")
             features = [cache[clip.id] for clip in clips]
@@ -147,24 +172,29 @@ def run_arm(
             )
         with atomic_path(done) as partial:
             partial.write_text(json.dumps(answers), encoding="utf-8")
-    about = {"recipe": recipe.name, "arm": arm, "seed": seed}
+    about = {"recipe": half.recipe.name, "arm": arm, "seed": seed}
     return {"training": about | {"stages": stages}, "answers": json.loads(done.read_text(encoding="utf-8"))}
 
 
-def run_folder(recipe: Recipe, data: EncoderData) -> Any:
+def taught_reader(half: Half, reader: Recipe = READER, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The reader of a half's questions: its LoRA tensors by name and the row of its stage, trained where absent."""
+    return train_reader(reader, half.training, half.questions, half.heard, run_folder(reader, half), **arguments)
+
+
+def run_folder(recipe: Recipe, half: Half) -> Path:
     """Where a recipe's training lies; another audio encoder, or other data, is another folder."""
     weights = weights_sha256(recipe.audio_model)[:8] if recipe.audio_model else "none"
-    return cache_dir() / "runs" / f"{recipe.name}-{recipe.seed}-{recipe.fingerprint()}-{data.sha256()[:8]}-{weights}"
+    return cache_dir() / "runs" / f"{recipe.name}-{recipe.seed}-{recipe.fingerprint()}-{half.sha256()[:8]}-{weights}"
 
 
-def run_arms(base: Recipe, reader: Recipe, data: EncoderData, **arguments: Any) -> tuple[Rows, Rows]:
+def run_half(half: Half, **arguments: Any) -> tuple[Rows, Rows]:
     """Train and test every arm with every seed; returns the rows of training, and a sample a test clip."""
-    runs = {arm: [run_arm(base, reader, data, arm, seed, **arguments) for seed in SEEDS] for arm in ARMS}
+    runs = {arm: [run_arm(half, arm, seed, **arguments) for seed in SEEDS] for arm in ARMS}
     samples = [
         {"test_set": name, "id": item.id}
         | _right_answers(item)
         | {"answers": {arm: [run["answers"][name][n] for run in of_arm] for arm, of_arm in runs.items()}}
-        for name, items in data.tests.items()
+        for name, items in half.tests.items()
         for n, item in enumerate(items)
     ]
     return [run["training"] for of_arm in runs.values() for run in of_arm], samples
@@ -193,11 +223,13 @@ def run_or_load_encoders(*, fresh: bool = False, **arguments: Any) -> dict[str, 
         row = read_result(path)
         if known.items() <= row.items():
             return row
-    data = encoder_data()
-    training, samples = run_arms(ENCODERS, READER, data, fresh=fresh, **arguments)
-    _, taught = train_reader(READER, data.training, data.questions, data.heard, run_folder(READER, data), **arguments)
+    speech, sound = speech_half(), sound_half()
+    if fresh:
+        shutil.rmtree(run_folder(READER, sound), ignore_errors=True)
+    done = [run_half(half, fresh=fresh, **arguments) for half in (speech, sound)]
+    training, samples = ([row for half in done for row in half[n]] for n in (0, 1))
     row = provenance(EXPERIMENT, known["data_sha256"]) | known
-    row |= {"seed": list(SEEDS), "reader": taught, "training": training}
+    row |= {"seed": list(SEEDS), "reader": taught_reader(sound, **arguments)[1], "training": training}
     row |= {"scores": scores(samples, CONDITION), "differences": differences(samples, CONDITION, "base")}
     write_result(EXPERIMENT, row, samples)
     return row
@@ -205,7 +237,7 @@ def run_or_load_encoders(*, fresh: bool = False, **arguments: Any) -> dict[str, 
 
 def fingerprint() -> str:
     """12 hexadecimal digits that change with any recipe of the experiment, and with its audio encoders' weights."""
-    recipes = [READER, *(arm_recipe(ENCODERS, arm, seed) for arm in ARMS for seed in SEEDS)]
+    recipes = [READER, *(arm_recipe(base, arm, seed) for base in (SPEECH, SOUND) for arm in ARMS for seed in SEEDS)]
     encoders = [weights_sha256(arm["audio_model"]) for arm in ARMS.values() if arm["audio_model"]]
-    text = json.dumps([[recipe.fingerprint() for recipe in recipes], encoders, TRAINING_SCENES])
+    text = json.dumps([[recipe.fingerprint() for recipe in recipes], encoders, TRAINING_SCENES, TEST_TTS])
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -29,7 +29,7 @@ READER = Recipe(
     "reader",
     ctc_merges=1000,
     lora={**lora_fields(16), "layers_to_transform": list(range(14, 30))},  # below them no gradient is needed
-    stages=(Stage("read", "lm", 350, ("lora",), batch_size=8, lora_learning_rate=6e-4, tasks=("QA",)),),
+    stages=(Stage("read", "lm", 700, ("lora",), batch_size=8, lora_learning_rate=6e-4, tasks=("QA",)),),
 )
 
 

@@ -1,0 +1,62 @@
+"""The roofline: the longer of arithmetic and reading, from two numbers of a device."""
+
+import dataclasses
+
+import pytest
+
+from audiolm_utils.evaluation.accounting import account
+from audiolm_utils.evaluation.architectures import STUDY, Design
+from audiolm_utils.evaluation.roofline import DEVICES, Device, measure_device, predict
+from tests.evaluation.sizes import SMALL
+
+SLOW_MEMORY = Device("a", {"fp32": 1e30}, 1e6, "made up")
+SLOW_ARITHMETIC = Device("b", {"fp32": 1e6, "fp16": 2e6}, 1e30, "made up")
+
+
+def test_with_slow_memory_only_bytes_count():
+    result = account(Design(), sizes=SMALL)
+    seconds = predict(result, SLOW_MEMORY)
+    for part in result.parts:
+        assert seconds[part.name] == pytest.approx(part.weight_bytes / 1e6)
+    assert seconds["ttft_s"] == pytest.approx(result.weight_bytes / 1e6)
+    assert seconds["tpot_s"] == pytest.approx((result.parts[3].weight_bytes + result.kv_cache_bytes) / 1e6)
+
+
+def test_with_slow_arithmetic_only_flops_count():
+    result = account(Design(), sizes=SMALL)
+    seconds = predict(result, SLOW_ARITHMETIC)
+    assert seconds["speech encoder"] == pytest.approx(result.parts[0].flops / 1e6)
+    assert seconds["LLM"] == pytest.approx(result.parts[3].flops / 2e6)  # kept in float16
+    assert seconds["tpot_s"] == pytest.approx(result.flops_per_token / 2e6)
+
+
+def test_a_quantised_part_computes_in_what_it_is_unpacked_to():
+    assert SLOW_ARITHMETIC.rate("nf4") == SLOW_ARITHMETIC.rate("fp16") == 2e6
+    assert SLOW_ARITHMETIC.rate("int8") == SLOW_ARITHMETIC.rate("bf16") == 1e6
+    assert DEVICES["NVIDIA T4"].rate("int8") == 130e12
+
+
+def test_presets_state_their_source_and_are_ordered_as_their_makers_say():
+    assert all(device.source and device.flops_per_s["fp32"] > 0 for device in DEVICES.values())
+    reading = [DEVICES[f"NVIDIA {name}"].bytes_per_s for name in ("T4", "V100 SXM2", "A100 40GB", "H100 SXM")]
+    assert reading == sorted(reading)
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+def test_the_padded_encoder_is_most_of_the_time_in_float32(device):
+    """On every device: the study's final recipe spends more on Whisper than on all else."""
+    seconds = predict(account(STUDY["Llama-3.2-1B 4-bit"]), device)
+    assert seconds["speech encoder"] > seconds["ttft_s"] / 2
+    real = predict(account(STUDY["Llama-3.2-1B 4-bit"], mode="real length"), device)
+    assert real["ttft_s"] < 0.6 * seconds["ttft_s"]
+
+
+def test_this_machine_is_measured(monkeypatch):
+    from audiolm_utils.evaluation import roofline
+
+    for name, value in {"MATMUL": (64, 64, 64), "READ_ROWS": 256, "READ_COLUMNS": 256}.items():
+        monkeypatch.setattr(roofline, name, value)
+    device = measure_device(repeats=3, threads=1)
+    assert 1e6 < device.flops_per_s["fp32"] < 1e14 and 1e6 < device.bytes_per_s < 1e13
+    assert "1 threads, median of 3" in device.source
+    assert Device(**dataclasses.asdict(device)) == device  # as it stands in a result row
