@@ -21,7 +21,7 @@ MAX_CLIP_S = 30.0
 EXPERIMENTS = {  # several trainings or measurements in one result
     "augmentation": "audiolm_utils.study.noise:run_or_load_noise",
     "mini-encoders": "audiolm_utils.study.mini_encoders:run_or_load_mini_encoders",
-    "full-size-encoders": "audiolm_utils.study.full_size:run_or_load_full_size",
+    "full-size": "audiolm_utils.study.full_size:run_or_load_full_size",
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -99,8 +99,8 @@ def transcribe(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Print the performance tables, measured now on this machine."""
-    print(resolve_name("audiolm_utils.study.bench:benchmark")())
+    """Print the performance tables, measured now on this machine; rows at full size once, then loaded."""
+    print(resolve_name("audiolm_utils.study.bench:benchmark")(fresh=args.fresh))
     return 0
 
 
@@ -174,7 +174,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(transcribe)
     sub.add_argument("files", nargs="+", metavar="FILE", help=f"audio of at most {MAX_CLIP_S:.0f} s")
     sub.add_argument("--recipe", help="recipe whose trained model listens; the shipped one without")
-    command(bench)
+    sub = command(bench)
+    sub.add_argument("--fresh", action="store_true", help="measure the rows at full size again: 15 minutes, 20 GB")
     sub = command(figures)
     sub.add_argument("--out", type=Path, default=FIGURES_DIR, help="folder (default: figures/)")
     command(results)

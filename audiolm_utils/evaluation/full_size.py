@@ -1,14 +1,14 @@
 """The study's parts at full size with random weights: their parameters and FLOPs, and their times on this machine.
 
 No weights are needed: a time depends on shapes, not on values. Parts are built and timed a group at a time and freed
-before the next, so that memory never holds more than the largest, the LLM in float32 (12 GiB).
+before the next, so that memory never holds more than the largest, Llama-3.1-8B in bfloat16 (15 GiB).
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,87 +16,56 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Cache, LlamaConfig, LlamaForCausalLM, PreTrainedModel, WhisperConfig
+from transformers import Cache, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from audiolm_utils.evaluation.profiling import measure_together
-from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
-from audiolm_utils.models.eat import EatConfig, EatEncoder
+from audiolm_utils.evaluation.architectures import AUDIO_ENCODERS, MODES, SPEECH_ENCODERS, STUDY, Sizes
+from audiolm_utils.evaluation.profiling import Timing, measure_together
+from audiolm_utils.models.beats import BeatsConfig
+from audiolm_utils.models.eat import EatConfig
 from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
 from audiolm_utils.models.log_mel import log_mel
 from audiolm_utils.models.precision import cast
-from audiolm_utils.models.projector import Projector, ProjectorConfig
+from audiolm_utils.models.projector import Projector
 from audiolm_utils.models.streams import join_streams
-from audiolm_utils.models.whisper import MAX_FRAMES, MEL_FRAMES_PER_FRAME, SpeechEncoder, num_frames
+from audiolm_utils.models.whisper import MAX_FRAMES, MEL_FRAMES_PER_FRAME, num_frames
 
-MODES = ("padded", "real length")
-SPEECH_ENCODERS = {"Whisper-large-v2": 80, "Whisper-large-v3-turbo": 128}  # mel bins
-AUDIO_ENCODERS = ("BEATs", "EAT")
-LOW_PRECISIONS = ("bf16", "int8")
 BATCH = 8  # clips, where a batch's front end is compared with one clip at a time
-WHISPER_LARGE = {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120}
-LLAMA_3B = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "tie_word_embeddings": True}
-LLAMA_3B |= {"num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 128_256}
+TOKENS = 64  # that are timed one by one while the context grows
+FLOAT32_LIMIT_BYTES = 16e9  # an LLM whose float32 weights are larger is timed in bfloat16
+IN_BOTH = "Llama-3.2-3B"  # timed in bfloat16 too: what those of bfloat16 alone can be compared with
 Parts = Iterator[tuple[str, Callable[[], object]]]
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of all parts; the defaults are those of the published checkpoints.
-
-    Attributes:
-        whisper: of WhisperConfig; config.json of openai/whisper-large-v2 and openai/whisper-large-v3-turbo, whose
-            encoders differ in mel bins only (turbo's *decoder* is the small one).
-        beats: of BeatsConfig, whose defaults are those of BEATs iter3+ (AS2M).
-        eat: of EatConfig, whose defaults are those of EAT-base; it hears 1,024 frames, as published.
-        projector: of ProjectorConfig, whose defaults are those of SALMONN's window-level Q-Former.
-        llm: of LlamaConfig; config.json of meta-llama/Llama-3.2-3B-Instruct.
-        prompt_tokens: of the chat prompt around the audio tokens.
-    """
-
-    whisper: Mapping[str, Any] = field(default_factory=WHISPER_LARGE.copy)
-    beats: Mapping[str, Any] = field(default_factory=dict)
-    eat: Mapping[str, Any] = field(default_factory=lambda: {"pad_to_frames": 1024})
-    projector: Mapping[str, Any] = field(default_factory=dict)
-    llm: Mapping[str, Any] = field(default_factory=LLAMA_3B.copy)
-    prompt_tokens: int = 40
-
-    def speech_encoder(self, name: str) -> SpeechEncoder:
-        """Whisper's encoder by a name of `SPEECH_ENCODERS`."""
-        return SpeechEncoder(WhisperConfig(num_mel_bins=SPEECH_ENCODERS[name], **self.whisper))
-
-    def audio_encoder(self, name: str) -> BeatsEncoder | EatEncoder:
-        """An encoder by a name of `AUDIO_ENCODERS`."""
-        return BeatsEncoder(BeatsConfig(**self.beats)) if name == "BEATs" else EatEncoder(EatConfig(**self.eat))
-
-    def projector_config(self, mode: str) -> ProjectorConfig:
-        """SALMONN's own form of the Q-Former for padded clips, ours for real lengths."""
-        return ProjectorConfig(**self.projector, legacy=mode == "padded")
-
-    def connector(self, audio: bool, mode: str) -> Projector:
-        """The projector of one stream, or of two with an audio encoder beside the speech encoder."""
-        streams = [self.whisper["d_model"], BeatsConfig(**self.beats).hidden_size][: 2 if audio else 1]
-        return Projector(self.projector_config(mode), streams, self.llm["hidden_size"])
-
-    def language_model(self) -> LlamaForCausalLM:
-        """The LLM."""
-        return LlamaForCausalLM(LlamaConfig(**self.llm))
+def connector_name(audio: str | None, llm: str) -> str:
+    """Name of the connector of Whisper, and of an audio encoder if any, to an LLM's width."""
+    return f"connector {audio} to {llm}" if audio else f"connector to {llm}"
 
 
-def connector_name(audio: bool) -> str:
-    """Name of the connector with, or without, an audio encoder's stream."""
-    return "connector" if audio else "connector without audio encoder"
+def llm_dtype(sizes: Sizes, llm: str) -> torch.dtype:
+    """What an LLM is timed in: float32 where its weights fit this way, else bfloat16."""
+    fits = 4 * _count(partial(sizes.language_model, llm)) <= FLOAT32_LIMIT_BYTES
+    return torch.float32 if fits else torch.bfloat16
+
+
+def connected() -> list[tuple[str | None, str]]:
+    """The pairs of audio encoder and LLM that the study's rows connect."""
+    return list(dict.fromkeys((design.audio, design.llm) for design in STUDY.values()))
 
 
 def num_parameters(sizes: Sizes) -> dict[str, int]:
-    """Parameters of every part, the connector as published, a tied weight once; built on the meta device."""
+    """Parameters of every part, connectors as published, a tied weight once; built on the meta device."""
+    factories: dict[str, Callable[[], nn.Module]] = {n: partial(sizes.speech_encoder, n) for n in SPEECH_ENCODERS}
+    factories |= {name: partial(sizes.audio_encoder, name) for name in AUDIO_ENCODERS}
+    factories |= {connector_name(*pair): partial(sizes.connector, *pair, "padded") for pair in connected()}
+    factories |= {name: partial(sizes.language_model, name) for name in sizes.llms}
+    return {name: _count(factory) for name, factory in factories.items()}
+
+
+def _count(factory: Callable[[], nn.Module]) -> int:
     with torch.device("meta"):
-        parts: dict[str, nn.Module] = {name: sizes.speech_encoder(name) for name in SPEECH_ENCODERS}
-        parts |= {name: sizes.audio_encoder(name) for name in AUDIO_ENCODERS}
-        parts |= {connector_name(audio): sizes.connector(audio, "padded") for audio in (True, False)}
-        parts["LLM"] = sizes.language_model()
-    return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+        return sum(weight.numel() for weight in factory().parameters())
 
 
 @torch.no_grad()
@@ -125,34 +94,46 @@ def random_weights(factory: Callable[[], nn.Module], seed: int = 0) -> Any:
 
 @torch.no_grad()
 def time_parts(sizes: Sizes, clip: np.ndarray, *, repeats: int = 3, quick_repeats: int = 10) -> list[dict[str, Any]]:
-    """Time every part alone on one clip, batch 1, float32 unless the part's name says otherwise, on the CPU.
+    """Time every part of the study's rows alone on one clip, batch 1, on the CPU.
 
-    Parts of a group take turns, after one round that is not kept. "padded" parts get what the study's code gave
-    them: 30 s for Whisper and its Q-Former, whatever the clip. BEATs and EAT get the clip's own length in both modes.
+    All is float32 unless a part's name or dtype says otherwise. Parts of a group take turns, after one round that is
+    not kept. "padded" parts get what the study's code gave them: 30 s for Whisper and its Q-Former, whatever the
+    clip. BEATs and EAT get the clip's own length in both modes. Each LLM reads prompt and audio tokens ("prefill"),
+    writes one further token again and again ("next token": the study's protocol), and 64 in a row.
 
     Args:
         clip: mono float32 at 16 kHz.
-        repeats: rounds of the speech encoders and of the LLM; `quick_repeats` of all else.
+        repeats: rounds of the speech encoders and of the LLMs, one less in bfloat16; `quick_repeats` of all else.
 
     Returns:
-        One row a part: part, group, median, iqr, n and samples_s (all times in seconds).
+        One row a part: part, group, median, iqr, n and samples_s (all times in seconds), and the dtype of an LLM's.
     """
-    groups = {
-        front_ends: quick_repeats,
-        speech_encoders: repeats,
-        audio_encoders: quick_repeats,
-        connectors: quick_repeats,
-        language_model: repeats,
-    }
-    rows = []
-    for group, rounds in groups.items():
-        functions = dict(group(sizes, clip))
-        timings = measure_together(functions, warmup=1, repeats=rounds, device="cpu")
-        about = {"group": group.__name__}
-        rows += [{"part": n, **about, **t.summary(), "samples_s": list(t.samples)} for n, t in timings.items()]
-        del functions
+    rows, fewer = [], max(1, repeats - 1)
+    for group, parts, rounds in (
+        ("front_ends", front_ends(sizes, clip), quick_repeats),
+        ("speech_encoders", speech_encoders(sizes, clip), repeats),
+        ("speech_encoders", low_precision(sizes, clip, "bf16"), fewer),
+        ("audio_encoders", audio_encoders(sizes, clip), quick_repeats),
+        ("connectors", connectors(sizes, clip), quick_repeats),
+    ):
+        rows += _time_group(group, parts, rounds)
+        gc.collect()
+    dtypes = {name: llm_dtype(sizes, name) for name in sizes.llms}
+    again = [(IN_BOTH, torch.bfloat16)] if dtypes.get(IN_BOTH) == torch.float32 else []
+    for name, dtype in [*dtypes.items(), *again]:
+        rounds, suffix = repeats if dtype == torch.float32 else fewer, ", bf16" if (name, dtype) in again else ""
+        rows += time_language_model(sizes, clip, name, dtype, rounds, suffix)
         gc.collect()
     return rows
+
+
+def _time_group(group: str, parts: Parts, rounds: int, **about: Any) -> list[dict[str, Any]]:
+    timings = measure_together(dict(parts), warmup=1, repeats=rounds, device="cpu")
+    return [_row(part, group, timing, about) for part, timing in timings.items()]
+
+
+def _row(part: str, group: str, timing: Timing, about: dict[str, Any]) -> dict[str, Any]:
+    return {"part": part, "group": group, **about, **timing.summary(), "samples_s": list(timing.samples)}
 
 
 def front_ends(sizes: Sizes, clip: np.ndarray) -> Parts:
@@ -169,16 +150,20 @@ def front_ends(sizes: Sizes, clip: np.ndarray) -> Parts:
 
 
 def speech_encoders(sizes: Sizes, clip: np.ndarray) -> Parts:
-    """Both Whisper encoders in both modes, and the first at real length in lower precision too."""
-    first = next(iter(SPEECH_ENCODERS))
+    """Both Whisper encoders in both modes, and the first at real length with 8-bit layers too."""
     for name, mel_bins in SPEECH_ENCODERS.items():
         encoder = random_weights(partial(sizes.speech_encoder, name))
         for mode in MODES:
             features, lengths = log_mel([clip], mel_bins, pad_to_30s=mode == "padded")
             yield f"{name}, {mode}", partial(encoder, features, lengths, padded=mode == "padded")
-    for precision in LOW_PRECISIONS:
-        encoder = cast(random_weights(partial(sizes.speech_encoder, first)), precision)
-        yield f"{first}, real length, {precision}", partial(encoder, *log_mel([clip], SPEECH_ENCODERS[first]))
+    yield from low_precision(sizes, clip, "int8")
+
+
+def low_precision(sizes: Sizes, clip: np.ndarray, precision: str) -> Parts:
+    """The first Whisper encoder at real length in another precision (see `cast`)."""
+    name, mel_bins = next(iter(SPEECH_ENCODERS.items()))
+    encoder = cast(random_weights(partial(sizes.speech_encoder, name)), precision)
+    yield f"{name}, real length, {precision}", partial(encoder, *log_mel([clip], mel_bins))
 
 
 def audio_encoders(sizes: Sizes, clip: np.ndarray) -> Parts:
@@ -189,26 +174,49 @@ def audio_encoders(sizes: Sizes, clip: np.ndarray) -> Parts:
 
 
 def connectors(sizes: Sizes, clip: np.ndarray) -> Parts:
-    """Joining of the streams and the Q-Former, with and without an audio encoder, in both modes."""
-    audio_encoder = random_weights(partial(sizes.audio_encoder, "BEATs"))
-    grid, steps = audio_encoder(*kaldi_fbank([clip], _fbank_config(sizes, "BEATs")))
+    """Joining of the streams and the Q-Former, of every pair that the study's rows connect, in both modes."""
+    heard: dict[str | None, Any] = {name: encode() for name, encode in audio_encoders(sizes, clip)} | {None: ()}
     for mode in MODES:
         lengths = torch.tensor([_num_frames(clip, mode)])
         speech = _random(1, int(lengths), sizes.whisper["d_model"])
-        for audio in (True, False):
-            projector = random_weights(partial(sizes.connector, audio, mode))
-            stream = (grid, steps) if audio else ()
-            yield f"{connector_name(audio)}, {mode}", partial(_connect, projector, speech, lengths, *stream)
+        for audio, llm in connected():
+            projector = random_weights(partial(sizes.connector, audio, llm, mode))
+            yield f"{connector_name(audio, llm)}, {mode}", partial(_connect, projector, speech, lengths, *heard[audio])
 
 
-def language_model(sizes: Sizes, clip: np.ndarray) -> Parts:
-    """The LLM's reading of prompt and audio tokens, logits of the last only, and one further token."""
-    llm = random_weights(sizes.language_model)
-    for mode in MODES:
-        tokens = num_tokens(sizes, clip, mode)
-        read = partial(llm, inputs_embeds=_random(1, tokens, sizes.llm["hidden_size"]), logits_to_keep=1)
-        yield f"prefill, {mode}", read
-        yield f"next token, {mode}", partial(_next_token, llm, read().past_key_values)
+def time_language_model(
+    sizes: Sizes, clip: np.ndarray, name: str, dtype: torch.dtype, repeats: int, suffix: str = ""
+) -> list[dict[str, Any]]:
+    """Time one LLM in one dtype: rows as of `time_parts`, the parts' names ending in `suffix`."""
+    llm = random_weights(partial(sizes.language_model, name, dtype=dtype))
+    shapes = {mode: (1, num_tokens(sizes, clip, mode), sizes.llms[name]["hidden_size"]) for mode in MODES}
+    prompts = {f"{name}, {mode}{suffix}": _random(*shape).to(dtype) for mode, shape in shapes.items()}
+    about = {"dtype": str(dtype).removeprefix("torch.")}
+    rows = _time_group("language_model", language_model(llm, prompts), repeats, **about)
+    for prompt_name, prompt in prompts.items():
+        timing = Timing.of(token_times(llm, prompt))
+        rows.append(_row(f"{TOKENS} tokens {prompt_name}", "language_model", timing, about))
+    return rows
+
+
+def language_model(llm: PreTrainedModel, prompts: dict[str, torch.Tensor]) -> Parts:
+    """An LLM's reading of prompts (1, S, D) by name, logits of the last token only, and one further token."""
+    for name, prompt in prompts.items():
+        read = partial(llm, inputs_embeds=prompt, logits_to_keep=1)
+        yield f"prefill {name}", read
+        yield f"next token {name}", partial(_next_token, llm, read().past_key_values)
+
+
+@torch.no_grad()
+def token_times(llm: PreTrainedModel, prompt: torch.Tensor, tokens: int = TOKENS) -> list[float]:
+    """Seconds of each of some greedy tokens in a row behind a prompt (1, S, D), the first of all not kept."""
+    output, times = llm(inputs_embeds=prompt, logits_to_keep=1), []
+    for _ in range(tokens + 1):
+        start = time.perf_counter()
+        token = output.logits[:, -1].argmax(-1, keepdim=True)
+        output = llm(input_ids=token, past_key_values=output.past_key_values, logits_to_keep=1)
+        times.append(time.perf_counter() - start)
+    return times[1:]
 
 
 def num_tokens(sizes: Sizes, clip: np.ndarray, mode: str) -> int:

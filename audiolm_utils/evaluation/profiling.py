@@ -1,4 +1,7 @@
-"""Measured costs: synchronised times with their spread, memory peaks of fresh processes, bytes of weights."""
+"""Measured costs: synchronised times with their spread, memory peaks of fresh processes, bytes of weights.
+
+Energy is left out: no counter of it can be read on every machine, and a guess from times would not be a measurement.
+"""
 
 from __future__ import annotations
 

@@ -8,12 +8,15 @@ no waiting. What a measurement adds to it is what it does not explain.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from audiolm_utils.evaluation.accounting import Account
-from audiolm_utils.evaluation.profiling import machine, measure
+from audiolm_utils.evaluation.profiling import machine, measure, measure_together
+from audiolm_utils.models.precision import Int8Linear
 
 MATMUL = (1500, 1280, 5120)  # Whisper-large's feed-forward layer on 30 s
 READ_ROWS, READ_COLUMNS = 16_384, 8_192  # of the matrix that the read bandwidth is measured with: 512 MiB
@@ -82,24 +85,27 @@ DEVICES = {
 }
 
 
+@torch.no_grad()
 def measure_device(repeats: int = 7, threads: int | None = None) -> Device:
-    """Measure this machine's CPU: float32 matrix multiplication, and reading a matrix once for one vector.
+    """Measure this machine's CPU: matrix multiplication by precision, and reading a matrix once for one vector.
 
-    The shapes are those that matter here: a layer of Whisper-large, and a token of an LLM.
+    The shapes are those that matter here: a layer of Whisper-large on 30 s, and a token of an LLM in float32.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         rows, inner, columns = MATMUL
-        left, right = torch.ones(rows, inner), torch.ones(inner, columns)
-        matmul = measure(lambda: left @ right, warmup=2, repeats=repeats, device="cpu")
+        layer, inputs = nn.Linear(inner, columns, bias=False), torch.ones(rows, inner)
+        half, half_inputs, eight = deepcopy(layer).bfloat16(), inputs.bfloat16(), Int8Linear(layer)
+        runs = {"fp32": lambda: layer(inputs), "bf16": lambda: half(half_inputs), "int8": lambda: eight(inputs)}
+        timings = measure_together(runs, warmup=2, repeats=repeats, device="cpu")
         matrix, vector = torch.ones(READ_ROWS, READ_COLUMNS), torch.ones(READ_COLUMNS)
         read = measure(lambda: matrix @ vector, warmup=2, repeats=repeats, device="cpu")
     finally:
         torch.set_num_threads(before)
-    rate = 2.0 * rows * inner * columns / matmul.median
+    rates = {name: 2.0 * rows * inner * columns / timing.median for name, timing in timings.items()}
     source = f"measured, {threads or before} threads, median of {repeats}"
-    return Device(str(machine()["cpu"]), {"fp32": rate}, matrix.nbytes / read.median, source)
+    return Device(str(machine()["cpu"]), rates, matrix.nbytes / read.median, source)
 
 
 def predict(account: Account, device: Device) -> dict[str, float]:

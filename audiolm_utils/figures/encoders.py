@@ -26,7 +26,7 @@ from audiolm_utils.study.published import published_encoders
 from audiolm_utils.study.results import RESULTS, read_result
 
 Rows = Sequence[Mapping[str, Any]]
-FULL_SIZE, MINI, TRAINED = "full/encoders.json", "pocket/mini-encoders.json", "pocket/encoders.json"
+FULL_SIZE, MINI, TRAINED = "full/rows.json", "pocket/mini-encoders.json", "pocket/encoders.json"
 BASE = "base"
 TEST_SETS = {
     "prompts": "recorded prompts",
@@ -105,10 +105,10 @@ def experiment(published: pd.DataFrame, full_size: Mapping[str, Any] | None, nam
 
 @styled()
 def full_size_parts(full_size: Mapping[str, Any]) -> Figure:
-    """Seconds to the first token and one more, stacked by part, of every row, padded and at real length."""
+    """Seconds to the first token and one more, stacked by part, of the encoders' rows, padded and at real length."""
     seconds = {part["part"]: part["median"] for part in full_size["parts"]}
     group_of = {part["part"]: part["group"] for part in full_size["parts"]}
-    names = list(dict.fromkeys(row["row"] for row in full_size["rows"]))
+    names = [name for name in ROW_NAMES if any(row["row"] == name for row in full_size["rows"])]
     figure, axes = new_figure(
         1, len(MODES), sharex=True, sharey=True, figure={"figsize": (12.4, 0.62 * len(names) + 2.2)}
     )

@@ -106,10 +106,7 @@ def rank_correlations(audit: pd.DataFrame) -> dict[str, dict[str, float]]:
     unsloth = audit[[str(row).endswith("4-bit") for row in audit.index]]
     groups = {f"all {len(audit)} rows": audit, f"the {len(unsloth)} unsloth rows": unsloth}
     return {
-        name: {
-            column: float(rows["latency_s"].rank().corr(rows[column].rank()))
-            for column in ("layers", "parameters")
-        }
+        name: {column: float(rows["latency_s"].rank().corr(rows[column].rank())) for column in ("layers", "parameters")}
         for name, rows in groups.items()
     }
 

@@ -37,3 +37,12 @@ def published_encoders(path: Path | str = PUBLISHED / "encoders.csv") -> pd.Data
     base = rows.groupby("experiment")[["latency_s", "memory_gb"]].transform("first")
     change = (rows[base.columns] - base).round(4)
     return rows.assign(latency_change_s=change["latency_s"], memory_change_gb=change["memory_gb"])
+
+
+def published_rows(path: Path | str = PUBLISHED / "rows.csv") -> pd.DataFrame:
+    """Return the ten models that the study gave a latency and a memory: latency_s, memory_gb, note and source, by row.
+
+    The index, `row`, holds the names of `architectures.STUDY`; `note` is "" where there is none. GB are GiB, as in the
+    encoder tables.
+    """
+    return pd.read_csv(path, keep_default_na=False, index_col="row")

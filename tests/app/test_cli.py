@@ -138,6 +138,16 @@ def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
     assert ran == [("b", True), ("a", False), ("b", False), *((name, False) for name in cli.EXPERIMENTS)]
 
 
+def test_bench_prints_its_tables_and_passes_fresh_on(monkeypatch, capsys):
+    provide(monkeypatch, "audiolm_utils.study.bench", benchmark=lambda *, fresh: f"tables, fresh: {fresh}")
+    assert cli.main(["bench"]) == cli.main(["bench", "--fresh"]) == 0
+    assert capsys.readouterr().out == "tables, fresh: False\ntables, fresh: True\n"
+
+
+def test_the_study_at_full_size_has_one_name():
+    assert "full-size" in cli.EXPERIMENTS and "full-size-encoders" not in cli.EXPERIMENTS
+
+
 def test_every_experiment_of_the_study_is_there():
     assert all(callable(cli.resolve_name(place)) for place in cli.EXPERIMENTS.values())
 

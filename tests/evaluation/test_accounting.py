@@ -195,7 +195,7 @@ def test_bad_requests_are_refused_by_name():
         account(BASE, audio_s=31)
     with pytest.raises(ValueError, match="precision 'int4' is unknown; expected one of fp32"):
         account(dataclasses.replace(BASE, llm_precision="int4"))
-    with pytest.raises(ValueError, match="'Llama-4' is unknown; expected one of Llama-3.2-1B"):
+    with pytest.raises(ValueError, match=r"'Llama-4' is unknown; expected one of Llama-3\.2-1B"):
         account(Design(llm="Llama-4"))
     with pytest.raises(ValueError, match="'whole' is unknown; expected one of padded, real length"):
         account(BASE, mode="whole")

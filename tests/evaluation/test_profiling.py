@@ -2,6 +2,7 @@
 
 import socket
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,6 +123,40 @@ def test_the_peak_of_this_process_can_be_reset():
     block = bytearray(200 * MIB)
     assert 190 * MIB < peak_rss_bytes() - before < 230 * MIB
     del block
+
+
+class FakeCuda:
+    """Stands in for torch.cuda: every call is logged, and the allocator reports a peak of 7 bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        for name, result in (("synchronize", None), ("reset_peak_memory_stats", None), ("max_memory_allocated", 7)):
+            monkeypatch.setattr(torch.cuda, name, lambda device, name=name, result=result: self.call(name, result))
+
+    def call(self, name: str, result: object = None) -> object:
+        self.log.append(name)
+        return result
+
+
+def test_a_cuda_device_is_waited_for_before_every_reading_of_the_clock(monkeypatch):
+    """PRIOR_DEFECTS 27, down to torch's own call."""
+    cuda = FakeCuda(monkeypatch)
+    clock = SimpleNamespace(perf_counter=lambda: cuda.call("clock") or len(cuda.log))
+    monkeypatch.setattr(profiling, "time", clock)
+    measure_together({"a": lambda: cuda.call("a"), "b": lambda: cuda.call("b")}, warmup=1, repeats=2, device="cuda:0")
+    once = [entry for name in "ab" for entry in ("synchronize", "clock", name, "synchronize", "clock")]
+    assert cuda.log == 3 * once
+
+
+def test_a_cuda_peak_is_reset_behind_preparing_and_read_when_the_run_is_over(monkeypatch):
+    """PRIOR_DEFECTS 28: peak memory was never reset."""
+    cuda = FakeCuda(monkeypatch)
+    peak = profiling._peak_of(lambda model: cuda.call(f"run {model}"), lambda: cuda.call("prepare", "model"), "cuda")
+    assert peak == 7
+    assert cuda.log == [
+        *("prepare", "synchronize", "reset_peak_memory_stats"),
+        *("run model", "synchronize", "max_memory_allocated"),
+    ]
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ def test_this_machine_is_measured(monkeypatch):
     for name, value in {"MATMUL": (64, 64, 64), "READ_ROWS": 256, "READ_COLUMNS": 256}.items():
         monkeypatch.setattr(roofline, name, value)
     device = measure_device(repeats=3, threads=1)
-    assert 1e6 < device.flops_per_s["fp32"] < 1e14 and 1e6 < device.bytes_per_s < 1e13
+    assert device.flops_per_s.keys() == {"fp32", "bf16", "int8"}
+    assert all(1e6 < rate < 1e14 for rate in device.flops_per_s.values()) and 1e6 < device.bytes_per_s < 1e13
     assert "1 threads, median of 3" in device.source
     assert Device(**dataclasses.asdict(device)) == device  # as it stands in a result row

@@ -37,9 +37,9 @@ def full_size():
         {"row": row, "mode": mode, "token_s": 0.5, "latency_s": 13.26 * factor + 0.5, "weights_bytes": 3 * 2**30}
         | {"parts": [f"{group}, {mode}" for group in GROUPS if row != "no BEATs" or group != "audio_encoders"]}
         for mode, factor in modes.items()
-        for row in ("base", "turbo", "no BEATs", "EAT")
+        for row in ("base", "turbo", "no BEATs", "EAT", "Llama-3.2-1B 4-bit")
     ]
-    return {"recipe": "encoders", "audio_s": 10.0, "parts": parts, "rows": rows}
+    return {"recipe": "rows", "audio_s": 10.0, "parts": parts, "rows": rows}
 
 
 def probe_rows():
@@ -89,6 +89,7 @@ def test_parts_add_up_to_the_latency_and_come_in_the_order_they_run():
         row = next(r for r in full_size()["rows"] if (r["row"], r["mode"]) == ("base", mode))
         assert ends[-1] == pytest.approx(sum(SECONDS.values()) * (2 if mode == "padded" else 1) + row["token_s"])
     assert ax.containers[list(GROUPS).index("audio_encoders")][2].get_width() == 0  # the row without BEATs
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(encoders.ROW_NAMES.values())
 
 
 def test_probes_show_every_encoder_with_its_folds():
@@ -139,11 +140,11 @@ def test_teaching_pictures_are_drawn():
 
 
 def test_saved_figures_are_drawn_from_the_result_files_there_are(tmp_path):
-    with pytest.warns(UserWarning, match=r"encoders\.json is absent"):
+    with pytest.warns(UserWarning, match=r"rows\.json is absent"):
         names = {path.name for path in encoders.generate(tmp_path / "none", tmp_path)}
     kinds = ("png", "svg")
     assert names == {f"03_{name}_experiments.{kind}" for name in ("whisper", "beats") for kind in kinds}
-    rows = {"full/encoders": full_size(), "pocket/encoders": trained()}
+    rows = {"full/rows": full_size(), "pocket/encoders": trained()}
     rows["pocket/mini-encoders"] = {"recipe": "mini-encoders", "probe": probe_rows()}
     for name, row in rows.items():
         path = tmp_path / f"{name}.json"

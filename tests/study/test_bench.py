@@ -43,6 +43,22 @@ def test_the_tables_say_what_was_measured(monkeypatch):
     assert bench.annotation_table(1000).startswith("annotation of 1,000 rows")
 
 
+def test_rows_at_full_size_stand_below_and_are_measured_anew_when_asked(monkeypatch):
+    row = {"row": "base", "mode": "padded", "published_latency_s": 0.4795, "latency_s": 30.226, "iqr_s": 0.8}
+    row |= {"tpot_s": {"median": 0.8671, "iqr": 0.02, "n": 64}, "llm_dtype": "float32", "weights_bytes": 9 << 30}
+    result = {"rows": [row], "audio_s": 10.0, "threads": 2, "machine": {"cpu": "some CPU"}}
+    result |= {"created": "2026-11-24T20:00:00+00:00"}
+    asked = []
+    monkeypatch.setattr(bench, "run_or_load_full_size", lambda *, fresh: asked.append(fresh) or result)
+    for name in ("model_tables", "loading_tables", "annotation_table"):
+        monkeypatch.setattr(bench, name, lambda name=name: name)
+    text = bench.benchmark()
+    assert text.startswith("model_tables\n\nloading_tables\n\nannotation_table\n\n")
+    assert "10 s clip, batch 1, 2 threads, some CPU, measured 2026-11-24;" in text
+    assert text.splitlines()[-1].split() == ["base", "padded", "0.4795", "30.23", "0.80", "0.867", "float32", "9.00"]
+    assert bench.benchmark(fresh=True) == text and asked == [False, True]
+
+
 @pytest.mark.slow
 def test_a_published_annotation_is_read_in_15_s_and_1_gb(tmp_path):
     write_synthetic_annotation(tmp_path / "a.json", PUBLISHED_ROWS)

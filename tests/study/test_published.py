@@ -6,7 +6,15 @@ import pandas as pd
 import pytest
 
 from audiolm_utils.data.annotations import STAGE_TASKS
-from audiolm_utils.study.published import NOT_STATED, PUBLISHED, published_composition, published_encoders
+from audiolm_utils.evaluation.architectures import STUDY
+from audiolm_utils.figures.encoders import EXPERIMENTS
+from audiolm_utils.study.published import (
+    NOT_STATED,
+    PUBLISHED,
+    published_composition,
+    published_encoders,
+    published_rows,
+)
 
 
 def test_stages_hold_the_published_numbers():
@@ -58,6 +66,24 @@ def test_encoder_changes_are_to_the_base_of_the_same_table():
         "EAT": -0.1115,
     }
     assert rows["memory_change_gb"]["none"] == -0.3299 and rows["memory_change_gb"]["EAT"] == 1.7438
+
+
+def test_all_rows_of_the_study_hold_the_published_numbers():
+    rows = published_rows()
+    assert list(rows.index) == list(STUDY) and rows.index.name == "row"
+    assert (rows["latency_s"].dtype, rows["memory_gb"].dtype) == (float, float)
+    assert rows["latency_s"].to_dict()["base + QLoRA"] == 0.3060
+    assert tuple(rows.loc["Llama-3.2-1B 4-bit", ["latency_s", "memory_gb"]]) == (0.3641, 4.0938)
+    assert rows.loc["base", "note"] == "" and "does not exist" in rows.loc["Llama-3.1-8B 4-bit", "note"]
+
+
+def test_both_published_tables_say_the_same_of_a_row():
+    rows, encoders = published_rows(), published_encoders().set_index(["experiment", "model"])
+    for experiment, models in EXPERIMENTS.items():
+        for model, row in models.items():
+            same = [table.loc[key, ["latency_s", "memory_gb"]].tolist() for table, key in
+                    ((rows, row), (encoders, (experiment, model)))]  # fmt: skip
+            assert same[0] == same[1]
 
 
 @pytest.mark.parametrize("table", sorted(PUBLISHED.glob("*.csv")), ids=lambda path: path.name)
