@@ -19,6 +19,7 @@ from audiolm_utils import __version__
 FIGURES_DIR = Path(__file__).resolve().parents[2] / "figures"
 MAX_CLIP_S = 30.0
 EXPERIMENTS = {  # several trainings or measurements in one result
+    "encoders": "audiolm_utils.study.encoders:run_or_load_encoders",
     "augmentation": "audiolm_utils.study.noise:run_or_load_noise",
     "mini-encoders": "audiolm_utils.study.mini_encoders:run_or_load_mini_encoders",
     "full-size": "audiolm_utils.study.full_size:run_or_load_full_size",

@@ -39,6 +39,8 @@ class Part:
         parameters: a tied weight once.
         precision: of `PRECISIONS`.
         weight_bytes: of its weights as kept in that precision, scales included.
+        matrix_bytes: of them, those of the [`quantised_layers`], packed or not.
+        outputs: of all its matrices together, an LLM's output layer included.
         flops: to the first token, of the whole batch: a multiplication and an addition are two.
         activation_bytes: the most that its own computation holds at once beside its weights.
     """
@@ -48,6 +50,8 @@ class Part:
     parameters: int
     precision: str
     weight_bytes: int
+    matrix_bytes: int
+    outputs: int
     flops: int
     activation_bytes: int
 
@@ -138,7 +142,7 @@ def account(
     parts.append(_part("LLM", design.llm, design.llm_precision, sizes, read))
     if design.lora:
         weights = lora_parameters(sizes, design.llm, json.dumps(dict(design.lora), sort_keys=True))
-        parts.append(Part("LoRA", f"rank {design.lora['r']}", weights, "fp32", 4 * weights, 0, 0))
+        parts.append(Part("LoRA", f"rank {design.lora['r']}", weights, "fp32", 4 * weights, 0, 0, 0, 0))
     return Account(
         design,
         tuple(parts),
@@ -156,14 +160,15 @@ def account(
 def _part(
     name: str, model: str, precision: str, sizes: Sizes, cost: Cost, connector: tuple[str, str, str] | None = None
 ) -> Part:
-    parameters, weight_bytes, largest = _weights(sizes, name, connector or (model,), precision)
+    *weights, largest = _weights(sizes, name, connector or (model,), precision)
     flops, activations = cost
-    return Part(name, model, parameters, precision, weight_bytes, flops, activations + largest)
+    parameters, weight_bytes, matrix_bytes, outputs = weights
+    return Part(name, model, parameters, precision, weight_bytes, matrix_bytes, outputs, flops, activations + largest)
 
 
 @lru_cache(maxsize=256)
-def _weights(sizes: Sizes, part: str, names: tuple[str, ...], precision: str) -> tuple[int, int, int]:
-    """Parameters and bytes of a part, and bytes of its largest layer brought back from 4 bits while it is used."""
+def _weights(sizes: Sizes, part: str, names: tuple[str, ...], precision: str) -> tuple[int, int, int, int, int]:
+    """Parameters, bytes, bytes of matrices and their outputs, and bytes of the largest while it is unpacked."""
     with torch.device("meta"):
         module: nn.Module
         if part == "speech encoder":
@@ -175,9 +180,11 @@ def _weights(sizes: Sizes, part: str, names: tuple[str, ...], precision: str) ->
             module = sizes.connector(None if audio == "None" else audio, llm, mode)
         else:
             module = sizes.language_model(*names)
-    largest = max((layer.weight.numel() for layer in quantised_layers(module)), default=0)
+    layers = quantised_layers(module)
+    largest = max((layer.weight.numel() for layer in layers), default=0)
     unpacked = largest * _computes_in(precision).itemsize if precision == "nf4" else 0
-    return num_parameters(module), stored_bytes(module, precision), unpacked
+    outputs = sum(layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear))
+    return num_parameters(module), stored_bytes(module, precision), matrix_bytes(module, precision), outputs, unpacked
 
 
 def weights_bytes(design: Design, sizes: Sizes = DEFAULT) -> int:
@@ -196,12 +203,16 @@ def stored_bytes(module: nn.Module, precision: str) -> int:
     "int8" is [`models.precision.Int8Linear`], the rest float32; "nf4" is bitsandbytes' 4-bit format with double
     quantisation, the rest float16: both in the [`quantised_layers`].
     """
-    if precision in DTYPES:
-        return num_parameters(module) * DTYPES[precision].itemsize
+    rest = num_parameters(module) - sum(layer.weight.numel() for layer in quantised_layers(module))
+    return matrix_bytes(module, precision) + rest * _computes_in(precision).itemsize
+
+
+def matrix_bytes(module: nn.Module, precision: str) -> int:
+    """Bytes of the matrices of a module's [`quantised_layers`] in a precision."""
     layers = quantised_layers(module)
-    rest = num_parameters(module) - sum(layer.weight.numel() for layer in layers)
-    packed = [nf4_bytes(layer.weight.numel()) if precision == "nf4" else int8_bytes(layer) for layer in layers]
-    return sum(packed) + rest * DTYPES[REST[precision]].itemsize
+    if precision in DTYPES:
+        return sum(layer.weight.numel() for layer in layers) * DTYPES[precision].itemsize
+    return sum(nf4_bytes(layer.weight.numel()) if precision == "nf4" else int8_bytes(layer) for layer in layers)
 
 
 def quantised_layers(module: nn.Module) -> list[nn.Linear]:

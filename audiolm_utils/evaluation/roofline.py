@@ -8,18 +8,20 @@ no waiting. What a measurement adds to it is what it does not explain.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from audiolm_utils.evaluation.accounting import Account
-from audiolm_utils.evaluation.profiling import machine, measure, measure_together
+from audiolm_utils.evaluation.profiling import machine, measure
 from audiolm_utils.models.precision import Int8Linear
 
-MATMUL = (1500, 1280, 5120)  # Whisper-large's feed-forward layer on 30 s
-READ_ROWS, READ_COLUMNS = 16_384, 8_192  # of the matrix that the read bandwidth is measured with: 512 MiB
+MATMUL = (1500, 1280, 5120)  # rows, inputs, outputs: Whisper-large's feed-forward layer on 30 s
+PACKED_ROWS, PACKED = 70, (2048, 8192)  # rows of a short prompt; inputs and outputs of an LLM's feed-forward layer
+READ = (8192, 16_384)  # of a matrix that is read for one vector: 512 MiB in float32
+NARROW = (896, 4864)  # of one whose rows are short, as in a small LLM
+COLD_BYTES = 2**28  # of layers used in turn, so that no cache holds one until its next turn
 COMPUTED_AS = {"int8": "fp32", "nf4": "fp16"}  # arithmetic of a quantised part; where absent, the device's own entry
 GB = 1e9
 
@@ -33,12 +35,21 @@ class Device:
         flops_per_s: of matrix multiplication, by precision; a precision that is absent runs as "fp32".
         bytes_per_s: read from memory.
         source: a data sheet, or where it was measured.
+        pack_bytes_per_s: by precision, how fast a matrix is brought into the blocks that its multiplication reads; a
+            CPU's library does so at every call, before it multiplies. Empty: it costs nothing.
+        output_s: by precision, what each output of a matrix costs beside reading it, where one vector is multiplied.
     """
 
     name: str
     flops_per_s: Mapping[str, float]
     bytes_per_s: float
     source: str
+    pack_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    output_s: Mapping[str, float] = field(default_factory=dict)
+
+    def two_numbers(self) -> Device:
+        """The device as the plain roofline knows it: arithmetic and reading, nothing else."""
+        return replace(self, pack_bytes_per_s={}, output_s={})
 
     def rate(self, precision: str) -> float:
         """FLOP/s of a part kept in a precision."""
@@ -87,37 +98,68 @@ DEVICES = {
 
 @torch.no_grad()
 def measure_device(repeats: int = 7, threads: int | None = None) -> Device:
-    """Measure this machine's CPU: matrix multiplication by precision, and reading a matrix once for one vector.
+    """Measure this machine's CPU in the shapes that matter here; all rates are medians of `repeats`.
 
-    The shapes are those that matter here: a layer of Whisper-large on 30 s, and a token of an LLM in float32.
+    Arithmetic is that of a layer of Whisper-large on 30 s, reading that of a large matrix for one vector. What a short
+    prompt takes beyond its arithmetic is packing; what a matrix of short rows takes beyond reading is its outputs'.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         rows, inner, columns = MATMUL
-        layer, inputs = nn.Linear(inner, columns, bias=False), torch.ones(rows, inner)
-        half, half_inputs, eight = deepcopy(layer).bfloat16(), inputs.bfloat16(), Int8Linear(layer)
-        runs = {"fp32": lambda: layer(inputs), "bf16": lambda: half(half_inputs), "int8": lambda: eight(inputs)}
-        timings = measure_together(runs, warmup=2, repeats=repeats, device="cpu")
-        matrix, vector = torch.ones(READ_ROWS, READ_COLUMNS), torch.ones(READ_COLUMNS)
-        read = measure(lambda: matrix @ vector, warmup=2, repeats=repeats, device="cpu")
+        rates, packing, outputs = {}, {}, {}
+        seconds = {name: _seconds(name, (inner, columns), rows, repeats, cold=False) for name in MEASURED}
+        reading = READ[0] * READ[1] * 4 / _seconds("fp32", READ, 1, repeats, cold=False)
+        for name, itemsize in MEASURED.items():
+            rates[name] = 2.0 * rows * inner * columns / seconds[name]
+            arithmetic = 2.0 * PACKED_ROWS * PACKED[0] * PACKED[1] / rates[name]
+            beyond = _seconds(name, PACKED, PACKED_ROWS, repeats) - arithmetic
+            packing[name] = min(PACKED[0] * PACKED[1] * itemsize / max(beyond, 1e-9), 100 * reading)
+            beyond = _seconds(name, NARROW, 1, repeats) - NARROW[0] * NARROW[1] * itemsize / reading
+            outputs[name] = max(beyond, 0.0) / NARROW[1]
     finally:
         torch.set_num_threads(before)
-    rates = {name: 2.0 * rows * inner * columns / timing.median for name, timing in timings.items()}
     source = f"measured, {threads or before} threads, median of {repeats}"
-    return Device(str(machine()["cpu"]), rates, matrix.nbytes / read.median, source)
+    return Device(str(machine()["cpu"]), rates, reading, source, packing, outputs)
+
+
+MEASURED = {"fp32": 4, "bf16": 2, "int8": 1}  # bytes a weight
+
+
+def _seconds(precision: str, shape: tuple[int, int], rows: int, repeats: int, *, cold: bool = True) -> float:
+    """Seconds of one layer of (inputs, outputs) on some rows; cold: of layers in turn that no cache holds together."""
+    count = max(2, COLD_BYTES // (shape[0] * shape[1] * MEASURED[precision])) if cold else 1
+    layers: list[nn.Module] = [nn.Linear(*shape, bias=False) for _ in range(count)]
+    inputs = torch.ones(1, rows, shape[0])
+    if precision == "int8":
+        layers = [Int8Linear(layer) for layer in layers]  # type: ignore[arg-type]
+    elif precision == "bf16":
+        layers, inputs = [layer.bfloat16() for layer in layers], inputs.bfloat16()
+    timing = measure(lambda: [layer(inputs) for layer in layers], warmup=2, repeats=repeats, device="cpu")
+    return timing.median / count
 
 
 def predict(account: Account, device: Device) -> dict[str, float]:
     """Seconds of each part to the first token, of all together (ttft_s), and of one further token (tpot_s).
 
-    A part's weights are read once, whatever the batch; a further token reads the LLM's weights and KV cache.
+    A part takes its arithmetic or the reading of its weights, whichever is longer. A device that packs its matrices
+    does one after the other. Weights are read once, whatever the batch; a further token reads the LLM's weights and
+    the KV cache, and its outputs cost what they cost.
     """
-    seconds = {
-        part.name: max(part.flops / device.rate(part.precision), part.weight_bytes / device.bytes_per_s)
-        for part in account.parts
-    }
+    seconds = {}
+    for part in account.parts:
+        arithmetic, reading = part.flops / device.rate(part.precision), part.weight_bytes / device.bytes_per_s
+        seconds[part.name] = max(arithmetic, reading)
+        if (pack := _own(device.pack_bytes_per_s, part.precision)) and part.flops:
+            tables = (part.weight_bytes - part.matrix_bytes) / device.bytes_per_s
+            seconds[part.name] = arithmetic + part.matrix_bytes / pack + tables
     llm = next(part for part in account.parts if part.name == "LLM")
     arithmetic = account.flops_per_token / device.rate(llm.precision)
     reading = (llm.weight_bytes + account.kv_cache_bytes) / device.bytes_per_s
-    return seconds | {"ttft_s": sum(seconds.values()), "tpot_s": max(arithmetic, reading)}
+    token = max(arithmetic, reading) + llm.outputs * _own(device.output_s, llm.precision)
+    return seconds | {"ttft_s": sum(seconds.values()), "tpot_s": token}
+
+
+def _own(of_precision: Mapping[str, float], precision: str) -> float:
+    """The entry of a precision, or of what its arithmetic is; 0 where there is none."""
+    return of_precision.get(precision, of_precision.get(COMPUTED_AS.get(precision, precision), 0.0))

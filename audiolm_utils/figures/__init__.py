@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from audiolm_utils.figures import augmentation, data_eda, encoders, patches, quickstart
+from audiolm_utils.figures import anatomy, augmentation, data_eda, encoders, patches, quickstart, timeline
 from audiolm_utils.figures.style import FIGURES
 
-GENERATORS = (quickstart.generate, data_eda.generate, augmentation.generate, patches.generate, encoders.generate)
+GENERATORS = tuple(
+    module.generate for module in (timeline, quickstart, data_eda, anatomy, encoders, patches, augmentation)
+)
 
 
 def generate_all(out_dir: Path | str = FIGURES) -> list[Path]:

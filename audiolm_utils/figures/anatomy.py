@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from audiolm_utils.figures.architecture import architecture
 from audiolm_utils.figures.style import COLOURS, FIGURES, HATCHES, MARKERS, new_figure, save_figure, styled
 from audiolm_utils.study.audit import SAME_MODEL, latency_audit, memory_audit
 from audiolm_utils.study.next_steps import next_steps
+from audiolm_utils.study.results import RESULTS, read_result
 
 PARTS = {  # label, and place among the colours
     "speech encoder": ("Whisper encoder", 0),
@@ -89,7 +91,8 @@ def latency_by_size(audit: pd.DataFrame) -> Figure:
         for row, (short, side) in SHORT.items():
             place = (audit.loc[row, column] / scale, audit.loc[row, "latency_s"])
             offset = {"right": (9, -4), "below": (9, -14), "above": (-4, 10), "under": (-6, -20)}[side]
-            ax.annotate(short, place, offset, textcoords="offset points", fontsize=11.5)
+            behind = {"fc": "white", "ec": "none", "pad": 0.6}
+            ax.annotate(short, place, offset, textcoords="offset points", fontsize=11.5, bbox=behind)
         ax.set(xlabel=f"{label} of the LLM", ylim=(0.2, 0.76))
         ax.margins(x=0.18)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -161,21 +164,24 @@ def _weight_bytes(costs: Account, part: str) -> int:
 
 
 def _stack(axes: Axes, width: np.ndarray, left: np.ndarray, label: str, place: int) -> np.ndarray:
-    look = {"color": COLOURS[place], "hatch": HATCHES[place], "edgecolor": "white", "linewidth": 0.6}
+    look: dict[str, Any] = {"color": COLOURS[place], "hatch": HATCHES[place], "edgecolor": "white", "linewidth": 0.6}
     axes.barh(range(len(width)), width, 0.62, left=left, label=label, **look)
     return width
 
 
-def generate(out: Path | str = FIGURES) -> list[Path]:
-    """Draw the saved figures again; all of it is accounted, nothing measured is needed."""
+def generate(out: Path | str = FIGURES, results: Path = RESULTS) -> list[Path]:
+    """Draw the saved figures again; all is accounted, and a machine that was measured joins the devices."""
     accounts = {name: account(design) for name, design in STUDY.items()}
     pair = {"base": accounts["base"], "the study's final recipe": accounts[FINAL]}
+    devices, measured = list(DEVICES.values()), results / "full" / "rows.json"
+    if measured.is_file():
+        devices.insert(0, Device(**read_result(measured)["device"]))
     drawn = {
         "02_architecture_base": architecture(accounts["base"]),
         "02_architecture_final": architecture(accounts[FINAL]),
         "02_memory_anatomy": memory_anatomy(accounts, memory_audit()),
         "02_latency_by_size": latency_by_size(latency_audit()),
-        "02_time_shares": time_shares(pair, list(DEVICES.values())),
+        "02_time_shares": time_shares(pair, devices),
         "02_next_steps": steps(next_steps()),
     }
     return [path for name, figure in drawn.items() for path in save_figure(name, figure, out)]

@@ -67,15 +67,8 @@ def architecture(costs: Account, sizes: Sizes = DEFAULT) -> Figure:
     _box(axes, 12.95, MIDDLE, 2.7, 0.36, text, title=parts["LLM"].model)
     if "LoRA" in parts:
         lora = parts["LoRA"]
-        _box(
-            axes,
-            12.95,
-            0.86,
-            2.7,
-            0.2,
-            f"LoRA, {lora.model}: {_count(lora.parameters)}, {lora.precision}",
-            trained=True,
-        )
+        text = f"LoRA, {lora.model}: {_count(lora.parameters)}, {lora.precision}"
+        _box(axes, 12.95, 0.91, 2.7, 0.13, text, trained=True)
         _arrow(axes, (12.95, 0.84), (12.95, MIDDLE + 0.18))
     _arrow(axes, (12.95, 0.22), (12.95, MIDDLE - 0.18))
     axes.text(12.95, 0.2, f"prompt, {costs.prompt_tokens} tokens", ha="center", va="top", fontsize=12)

@@ -30,6 +30,7 @@ FULL_SIZE, MINI, TRAINED = "full/rows.json", "pocket/mini-encoders.json", "pocke
 BASE = "base"
 TEST_SETS = {
     "prompts": "recorded prompts",
+    "tts": "synthetic speech",
     "recordings": "captions: recordings",
     "instruments": "captions: instruments",
     "scenes": "captions: scenes",

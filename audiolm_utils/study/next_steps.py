@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from audiolm_utils.evaluation.profiling import GIB
 from audiolm_utils.evaluation.roofline import DEVICES, Device, predict
 
 FINAL = STUDY["Llama-3.2-1B 4-bit"]
-STEPS = (  # name, clip handling, and what changes in the design
+STEPS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # name, clip handling, and what changes in the design
     ("the study's final recipe", "padded", {}),
     ("hear the clip, not 30 s", "real length", {}),
     ("encoders in float16", "real length", {"encoder_precision": "fp16"}),

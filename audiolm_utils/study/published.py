@@ -46,3 +46,8 @@ def published_rows(path: Path | str = PUBLISHED / "rows.csv") -> pd.DataFrame:
     encoder tables.
     """
     return pd.read_csv(path, keep_default_na=False, index_col="row")
+
+
+def published_timeline(path: Path | str = PUBLISHED / "timeline.csv") -> pd.DataFrame:
+    """Return when the models and methods that the study combined came out: date, name, what and source, by date."""
+    return pd.read_csv(path, parse_dates=["date"]).sort_values("date", ignore_index=True)

@@ -207,3 +207,16 @@ def test_sizes_are_compared_and_hashed_by_value():
     assert hash(Sizes()) == hash(Sizes()) and Sizes() == Sizes()
     assert hash(Sizes(prompt_tokens=41)) != hash(Sizes())
     assert num_frames(16_000 * 10) == 500
+
+
+def test_both_speech_encoders_compute_the_same_but_for_the_first_convolution():
+    v2, turbo = (part(account(STUDY[row]), "speech encoder").flops for row in ("base", "turbo"))
+    assert turbo - v2 == 2 * 3000 * 3 * (128 - 80) * 1280
+    assert v2 == 2_272_665_600_000
+
+
+def test_flops_of_a_small_encoder_are_those_of_its_matrix_products():
+    frames, width, inner, layers = 1500, 64, 128, 2
+    convolutions = 2 * 3 * width * (3000 * 80 + frames * width)
+    products = layers * frames * (4 * width * width + 2 * width * inner + 2 * frames * width)
+    assert part(account(BASE, sizes=SMALL), "speech encoder").flops == convolutions + 2 * products

@@ -1,8 +1,10 @@
 """The roofline: the longer of arithmetic and reading, from two numbers of a device."""
 
 import dataclasses
+import json
 
 import pytest
+import torch
 
 from audiolm_utils.evaluation.accounting import account
 from audiolm_utils.evaluation.architectures import STUDY, Design
@@ -51,13 +53,33 @@ def test_the_padded_encoder_is_most_of_the_time_in_float32(device):
     assert real["ttft_s"] < 0.6 * seconds["ttft_s"]
 
 
+def test_what_a_cpu_does_besides_comes_on_top():
+    """Packing of matrices before a prompt is read, tables read once, and a cost for each output of a token."""
+    plain = Device("c", {"fp32": 1e9, "fp16": 1e9}, 1e9, "made up")
+    busy = dataclasses.replace(plain, pack_bytes_per_s={"fp32": 1e6, "fp16": 1e6}, output_s={"fp16": 1e-3})
+    result = account(Design(lora=None), sizes=SMALL)
+    seconds, token = predict(result, busy), predict(result, plain)["tpot_s"]
+    for part in result.parts:
+        tables = (part.weight_bytes - part.matrix_bytes) / 1e9
+        assert seconds[part.name] == pytest.approx(part.flops / 1e9 + part.matrix_bytes / 1e6 + tables)
+    llm = next(part for part in result.parts if part.name == "LLM")
+    assert llm.outputs == 2 * (64 + 2 * 32 + 64 + 2 * 192 + 64) + 300  # of both layers, and the vocabulary
+    assert seconds["tpot_s"] == pytest.approx(token + 1e-3 * llm.outputs)
+    assert predict(result, busy.two_numbers()) == predict(result, plain)
+
+
 def test_this_machine_is_measured(monkeypatch):
     from audiolm_utils.evaluation import roofline
 
-    for name, value in {"MATMUL": (64, 64, 64), "READ_ROWS": 256, "READ_COLUMNS": 256}.items():
+    small = {"MATMUL": (64, 64, 64), "READ": (256, 256), "PACKED": (64, 64), "NARROW": (32, 64), "COLD_BYTES": 2**18}
+    for name, value in small.items():
         monkeypatch.setattr(roofline, name, value)
+    threads = torch.get_num_threads()
     device = measure_device(repeats=3, threads=1)
+    assert torch.get_num_threads() == threads
+    assert device.flops_per_s.keys() == device.pack_bytes_per_s.keys() == device.output_s.keys()
     assert device.flops_per_s.keys() == {"fp32", "bf16", "int8"}
     assert all(1e6 < rate < 1e14 for rate in device.flops_per_s.values()) and 1e6 < device.bytes_per_s < 1e13
+    assert all(rate > 0 for rate in device.pack_bytes_per_s.values())
     assert "1 threads, median of 3" in device.source
-    assert Device(**dataclasses.asdict(device)) == device  # as it stands in a result row
+    assert Device(**json.loads(json.dumps(dataclasses.asdict(device)))) == device  # as it stands in a result row

@@ -55,7 +55,7 @@ def probe_rows():
 
 
 def trained():
-    metric = dict(zip(TEST_SETS, ("wer", *["cider_d"] * 3, "accuracy"), strict=True))
+    metric = dict(zip(TEST_SETS, (*["wer"] * 2, *["cider_d"] * 3, "accuracy"), strict=True))
     rows = [
         {"test_set": name, "metric": metric[name], "arm": arm, "n": 9, "by_seed": [0.1, 0.3], "ci95": [-0.1, 0.5]}
         for name in TEST_SETS
