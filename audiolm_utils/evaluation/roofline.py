@@ -7,6 +7,7 @@ no waiting. What a measurement adds to it is what it does not explain.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +19,8 @@ from audiolm_utils.evaluation.profiling import machine, measure
 from audiolm_utils.models.precision import Int8Linear
 
 MATMUL = (1500, 1280, 5120)  # rows, inputs, outputs: Whisper-large's feed-forward layer on 30 s
-PACKED_ROWS, PACKED = 70, (2048, 8192)  # rows of a short prompt; inputs and outputs of an LLM's feed-forward layer
+PACKED_ROWS = 70  # of a short prompt
+PACKED = ((2048, 2048), (2048, 8192), (2048, 8192), (8192, 2048))  # most of a layer of Llama-3.2-1B
 READ = (8192, 16_384)  # of a matrix that is read for one vector: 512 MiB in float32
 NARROW = (896, 4864)  # of one whose rows are short, as in a small LLM
 COLD_BYTES = 2**28  # of layers used in turn, so that no cache holds one until its next turn
@@ -106,15 +108,15 @@ def measure_device(repeats: int = 7, threads: int | None = None) -> Device:
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        rows, inner, columns = MATMUL
+        rows, *layer = MATMUL
         rates, packing, outputs = {}, {}, {}
-        seconds = {name: _seconds(name, (inner, columns), rows, repeats, cold=False) for name in MEASURED}
         reading = READ[0] * READ[1] * 4 / _seconds("fp32", READ, 1, repeats, cold=False)
         for name, itemsize in MEASURED.items():
-            rates[name] = 2.0 * rows * inner * columns / seconds[name]
-            arithmetic = 2.0 * PACKED_ROWS * PACKED[0] * PACKED[1] / rates[name]
-            beyond = _seconds(name, PACKED, PACKED_ROWS, repeats) - arithmetic
-            packing[name] = min(PACKED[0] * PACKED[1] * itemsize / max(beyond, 1e-9), 100 * reading)
+            rates[name] = 2.0 * math.prod(MATMUL) / _seconds(name, (layer[0], layer[1]), rows, repeats, cold=False)
+            weights = sum(inputs * columns for inputs, columns in PACKED)
+            beyond = sum(_seconds(name, shape, PACKED_ROWS, repeats) for shape in PACKED)
+            beyond -= 2.0 * PACKED_ROWS * weights / rates[name]
+            packing[name] = min(weights * itemsize / max(beyond, 1e-9), 100 * reading)
             beyond = _seconds(name, NARROW, 1, repeats) - NARROW[0] * NARROW[1] * itemsize / reading
             outputs[name] = max(beyond, 0.0) / NARROW[1]
     finally:
