@@ -35,7 +35,7 @@ def overview(costs: Account, device: Device) -> Figure:
         for y, (value, look) in enumerate(zip(values, [*looks, 4], strict=True)):
             style = {"color": COLOURS[look], "hatch": HATCHES[look], "edgecolor": "white"}
             ax.barh(y, value, 0.66, **style)
-            text = f"{value:.3f}" if label == "GiB" else duration(value)
+            text = f"{value:.3f}" if label == "GiB" else duration(value) if value else ""
             ax.annotate(text, (value, y), (5, 0), textcoords="offset points", va="center", fontsize=11.5)
         ax.set(title=title, xlabel=label, yticks=np.arange(len(names)), ylim=(len(names) - 0.45, -0.55))
         ax.set_xlim(0, 1.22 * max(values))

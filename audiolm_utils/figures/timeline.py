@@ -12,7 +12,8 @@ from audiolm_utils.figures.style import COLOURS, FIGURES, MARKERS, new_figure, s
 from audiolm_utils.study.published import published_timeline
 
 KINDS = ("speech encoder", "audio encoder", "LLM", "method", "model")
-HEIGHTS = (1.0, -1.0, 2.0, -2.0, 3.0, -3.0)  # neighbours' labels stand apart
+HEIGHTS = (1.0, -1.0, 2.4, -2.4)  # of the labels in turn
+CLOSE = pd.Timedelta(days=45)  # nearer neighbours on one side have their labels beside their lines
 
 
 @styled()
@@ -24,12 +25,15 @@ def timeline(releases: pd.DataFrame) -> Figure:
     """
     figure, axes = new_figure(figure={"figsize": (13.0, 4.4)})
     axes.axhline(0, color="0.35", linewidth=2, zorder=1)
-    for place, row in enumerate(releases.itertuples()):
+    rows = list(releases.itertuples())
+    for place, row in enumerate(rows):
         kind, height = KINDS.index(row.what), HEIGHTS[place % len(HEIGHTS)]
+        near = [other.date - row.date for other in rows[place % 2 :: 2] if 0 < abs(other.date - row.date) / CLOSE < 1]
+        side = "center" if not near else "left" if min(near) < pd.Timedelta(0) else "right"
         axes.plot([row.date, row.date], [0, height], color="0.6", linewidth=1.2, zorder=1)
         axes.plot(row.date, 0, MARKERS[kind], color=COLOURS[kind], markeredgecolor="0.2", markersize=11, zorder=3)
         label = f"{row.name}\n{row.date:%b %Y}"
-        axes.text(row.date, height, label, ha="center", va="bottom" if height > 0 else "top", fontsize=12)
+        axes.text(row.date, height, label, ha=side, va="bottom" if height > 0 else "top", fontsize=12)
     for kind, name in enumerate(KINDS):
         axes.plot([], [], MARKERS[kind], color=COLOURS[kind], markeredgecolor="0.2", markersize=11, label=name)
     axes.set(ylim=(-4.4, 4.4), yticks=[])
