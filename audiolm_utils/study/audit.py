@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+import torch
+from peft import prepare_model_for_kbit_training
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from audiolm_utils.evaluation.accounting import DEFAULT, account
 from audiolm_utils.evaluation.architectures import STUDY, Sizes
 from audiolm_utils.evaluation.profiling import GIB
+from audiolm_utils.evaluation.tracing import MemoryTrace
 from audiolm_utils.study.published import published_rows
 
 FP16_WITHIN, FOUR_BIT_WITHIN = 0.02, 0.05  # a row further off is unexplained
@@ -86,6 +92,40 @@ def hypotheses(sizes: Sizes = DEFAULT, audio_s: float = 10.0) -> pd.DataFrame:
         }
         rows[row] = {name: value / GIB / published - 1 for name, value in rows[row].items()}
     return pd.DataFrame(rows).T.rename_axis("row")
+
+
+def traced_steps(fields: dict[str, Any], added: int = ADDED_TOKENS) -> pd.DataFrame:
+    """Carry out what happens to a 4-bit LLM before and while it is used, on the CPU at small size, and trace it.
+
+    Args:
+        fields: configuration of a small LLM, as in `architectures.LLMS`.
+
+    Returns:
+        By step: kept and peak, the bytes that it adds for good and for a moment to what lived before; peak_of_table,
+        the latter over the bytes of the embedding table in float16.
+    """
+    settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "float16"}
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, **settings)
+    rows: list[dict[str, Any]] = []
+
+    with TemporaryDirectory() as folder, MemoryTrace() as trace, torch.no_grad():
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields)).half().save_pretrained(folder)
+
+        def step(name: str, run: Callable[[], Any]) -> Any:
+            trace.mark()
+            before = trace.live_bytes
+            made = run()
+            about = {"step": name, "kept": trace.live_bytes - before, "peak": trace.peak_bytes - before}
+            rows.append(about | {"peak_of_table": about["peak"] / (2 * fields["vocab_size"] * fields["hidden_size"])})
+            return made
+
+        loading = {"quantization_config": four_bit, "dtype": torch.float16, "device_map": "cpu"}
+        model = step("load in 4 bits", lambda: AutoModelForCausalLM.from_pretrained(folder, **loading))
+        step("grow the embeddings", lambda: model.resize_token_embeddings(fields["vocab_size"] + added))
+        step("prepare for training (peft)", lambda: prepare_model_for_kbit_training(model, False))
+        ids = torch.zeros(1, 8, dtype=torch.long)
+        step("read a prompt", lambda: model(ids, logits_to_keep=1, use_cache=False).logits.sum())
+    return pd.DataFrame(rows).set_index("step")
 
 
 def latency_audit(sizes: Sizes = DEFAULT) -> pd.DataFrame:

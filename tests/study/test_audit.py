@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+from audiolm_utils.evaluation.architectures import LLMS
 from audiolm_utils.evaluation.tracing import MemoryTrace
 from audiolm_utils.study.audit import (
     hypotheses,
@@ -12,6 +13,7 @@ from audiolm_utils.study.audit import (
     noise_floor,
     rank_correlations,
     resize_bytes,
+    traced_steps,
 )
 from tests.evaluation.sizes import SMALL_LLM
 
@@ -46,6 +48,17 @@ def test_the_peak_of_growing_is_what_transformers_allocates(tied, tmp_path):
         model.resize_token_embeddings(vocab + 1)
     grown = 0 if tied else (vocab + 1) * width * 2  # with an output layer of its own, the new input table is there
     assert trace.peak_bytes - grown == pytest.approx(resize_bytes(vocab, width), abs=4096)
+
+
+def test_of_all_steps_of_a_four_bit_llm_growing_has_the_highest_peak():
+    fields = {**LLMS["Llama-3.2-1B"], **SMALL_LLM, "vocab_size": 4000, "hidden_size": 128}
+    steps = traced_steps(fields)
+    table = 2 * 4000 * 128
+    assert steps["peak"].idxmax() == "grow the embeddings"
+    assert steps.loc["grow the embeddings", "peak"] == pytest.approx(resize_bytes(4000, 128), abs=4096)
+    assert steps.loc["grow the embeddings", "kept"] == 2 * 128  # a row
+    assert steps.loc["prepare for training (peft)", "kept"] == pytest.approx(table, rel=0.01)  # float16 to float32
+    assert steps["peak_of_table"].equals(steps["peak"] / table)
 
 
 def test_depth_orders_the_unsloth_rows_and_size_does_not():
