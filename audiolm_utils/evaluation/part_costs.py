@@ -27,13 +27,13 @@ Cost = tuple[int, int]  # FLOPs, and the most bytes held at once beside weights 
 
 def cost(run: Callable[[], Any]) -> Cost:
     """FLOPs (a multiplication and an addition are two) and peak bytes of a computation; its result is held."""
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            run()
-        with MemoryTrace() as trace:
-            result = run()
-    del result
-    return int(counter.get_total_flops()), trace.peak_bytes
+    return _run(run)[0]
+
+
+def _run(run: Callable[[], Any]) -> tuple[Cost, Any]:
+    with torch.no_grad(), MemoryTrace() as trace, FlopCounterMode(display=False) as counter:
+        result = run()
+    return (int(counter.get_total_flops()), trace.peak_bytes), result
 
 
 def _on_meta(build: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
@@ -84,13 +84,12 @@ def llm_cost(sizes: Sizes, name: str, tokens: int, batch: int, dtype: torch.dtyp
     """Costs of reading S tokens (logits of the last only), and of one token more; bytes of a token in the KV cache."""
     llm: PreTrainedModel = _on_meta(lambda: sizes.language_model(name), dtype)
     embeds = torch.empty(batch, tokens, llm.config.hidden_size, dtype=dtype, device="meta")
-    with torch.no_grad():
-        cache = llm(inputs_embeds=embeds, logits_to_keep=1).past_key_values
+    read, output = _run(lambda: llm(inputs_embeds=embeds, logits_to_keep=1))
+    cache = output.past_key_values
     held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
     ids = torch.zeros(batch, 1, dtype=torch.long, device="meta")
 
     def next_token() -> None:
         llm(input_ids=ids, past_key_values=cache, logits_to_keep=1)
-        cache.crop(-1)  # the next run finds what this one found
 
-    return cost(lambda: llm(inputs_embeds=embeds, logits_to_keep=1)), cost(next_token), held // tokens
+    return read, cost(next_token), held // tokens
