@@ -65,6 +65,11 @@ def data(args: argparse.Namespace) -> int:
 
 def study(args: argparse.Namespace) -> int:
     """Train and measure recipes and experiments, or load the results that already match."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # several would write one corpus and one result
+        raise RuntimeError(
+            f"study runs in one process, and {os.environ['WORLD_SIZE']} were launched. Start it without torchrun or "
+            "accelerate; a stage alone may have several: call audiolm_utils.study.train.train_stage in your script"
+        )
     run_or_load = resolve_name("audiolm_utils.study.run:run_or_load")
     for name in args.recipe or [*resolve_name("audiolm_utils.study.recipe:RECIPES"), *EXPERIMENTS]:
         if name in EXPERIMENTS:

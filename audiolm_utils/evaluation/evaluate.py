@@ -64,8 +64,8 @@ def answer_clips(
             limits = [generation["max_new_tokens"]] * len(clips)
         answers = model.generate(**batch, **audio, **{**generation, "max_new_tokens": max(limits)})
         cut = [a[:limit] for a, limit in zip(answers, limits, strict=True)]  # as if answered alone
-        for row, text in zip(rows, processor.tokenizer.batch_decode(cut, skip_special_tokens=True), strict=True):
-            row["hypothesis"] = text.strip()
+        for row, text in zip(rows, processor.answers(cut), strict=True):
+            row["hypothesis"] = text
     if model.ctc is not None:
         for row, ids in zip(rows, model.read_ctc(**audio), strict=True):
             row["ctc"] = processor.tokenizer.decode(ids).strip()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from audiolm_utils.models.configuration import AudioLMConfig
@@ -20,6 +21,10 @@ else:
     Base = object
 
 FROZEN_PARTS = ("speech_encoder.", "audio_encoder.", "language_model.")
+BASE_FIELDS = (
+    *("model_type", "vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
 
 
 class OwnWeights(Base):
@@ -76,17 +81,35 @@ class OwnWeights(Base):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | Path, *, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> Self:
         """Load frozen parts by reference, then connector and adapters strictly, in eval mode.
 
         Raises:
             OSError: the folder or hub id has no config.json or model.safetensors.
-            ValueError: the weights do not fit the configuration.
+            ValueError: the weights do not fit the configuration, or were trained on another LLM.
         """
         name = str(pretrained_model_name_or_path)
-        config = kwargs.pop("config", None) or AudioLMConfig.from_pretrained(name, **kwargs)
-        model = cls.from_parts(config, dtype=dtype)
+        given = kwargs.pop("config", None)
+        saved = AudioLMConfig.from_pretrained(name, **kwargs)
+        base = saved.text_config
+        model = cls.from_parts(given or saved, dtype=dtype)
+        check_base(base, model.config, name)
         weights = cached_file(name, SAFE_WEIGHTS_NAME, **kwargs)
         model.load_own_state_dict(load_file(weights), origin=str(weights))
         return model.eval()
+
+
+def check_base(trained_on: PreTrainedConfig, config: AudioLMConfig, origin: str) -> None:
+    """Raise ValueError where connector and adapters were trained on an LLM of another kind or shape than `config`'s."""
+    now = config.text_config
+    differing = [
+        f"{field} {getattr(trained_on, field, None)}, now {getattr(now, field, None)}"
+        for field in BASE_FIELDS
+        if getattr(trained_on, field, None) != getattr(now, field, None)
+    ]
+    if differing:
+        raise ValueError(
+            f"{origin} was trained on another LLM than {config.text_model}: {'; '.join(differing)}. "
+            "Name the LLM that it was trained on as text_model in its config.json, or train it on this one."
+        )

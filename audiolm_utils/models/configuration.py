@@ -6,10 +6,14 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from audiolm_utils.models.precision import DTYPES
 from audiolm_utils.models.projector import ProjectorConfig
 
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR_TARGETS = (*ATTENTION_TARGETS, "gate_proj", "up_proj", "down_proj")
+LORA_TARGETS = {"attention": ATTENTION_TARGETS, "all-linear": ALL_LINEAR_TARGETS}
+LLM_PRECISIONS = (*DTYPES, "nf4")
+LLM_BACKENDS = ("transformers", "unsloth")
 
 
 class AudioLMConfig(PreTrainedConfig):
@@ -25,6 +29,8 @@ class AudioLMConfig(PreTrainedConfig):
         pad_to_30s: let Whisper hear 30 s, silence behind the clip, as its decoder was trained, not the real length; the
             clip's own frames are kept. With a legacy projector all 1,500 are, as SALMONN's checkpoints were trained.
         encoder_precision: number format of both encoders: "fp32", "fp16", "bf16", or "int8" on a CPU; see [`cast`].
+        llm_precision: of the LLM: "fp32", "fp16", "bf16", "nf4" (4 bits) or, on a CPU, "int8"; see [`load_llm`].
+        llm_backend: what loads the LLM: "transformers", or "unsloth" on an accelerator.
         ctc_vocab_size: tokens of the CTC head; 0 leaves the head out.
         ctc_merges: how many of the tokenizer's merges spell CTC targets, None for all; see [`AudioLMProcessor`].
         compress: give the LLM CTC peaks instead of every audio token.
@@ -44,6 +50,8 @@ class AudioLMConfig(PreTrainedConfig):
     audio_token_id: int = 0
     pad_to_30s: bool = False
     encoder_precision: str = "fp32"
+    llm_precision: str = "fp32"
+    llm_backend: str = "transformers"
     ctc_vocab_size: int = 0
     ctc_merges: int | None = None
     compress: bool = False
@@ -61,6 +69,11 @@ class AudioLMConfig(PreTrainedConfig):
             raise ValueError("a legacy projector reads all of Whisper's 30 s: set pad_to_30s=True")
         if self.speech_lora and self.encoder_precision != "fp32":
             raise ValueError(f"speech_lora trains a float32 encoder: encoder_precision is {self.encoder_precision!r}")
+        for name, known in (("llm_precision", LLM_PRECISIONS), ("llm_backend", LLM_BACKENDS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} {value!r} is unknown; expected one of {', '.join(known)}")
+        if self.llm_precision == "int8" and (self.lora or {}).get("use_dora"):
+            raise ValueError("DoRA reads the weights that int8 packs away: set use_dora=False or another llm_precision")
         if self.compress and not self.ctc_vocab_size:
             raise ValueError("compress needs a CTC head: set ctc_vocab_size to the number of its tokens")
 

@@ -17,7 +17,7 @@ from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.ctc import CTCHead
 from audiolm_utils.models.joint_decoding import CTCLogitsProcessor
 from audiolm_utils.models.listening import AUDIO_INPUTS, Listening
-from audiolm_utils.models.llm import add_lora, embedding_rms, is_adapter, load_llm
+from audiolm_utils.models.llm import add_lora, check_pass, embedding_rms, is_adapter, load_llm, plain_config, settle
 from audiolm_utils.models.outputs import AudioLMOutput, AudioTokens
 from audiolm_utils.models.precision import cast
 from audiolm_utils.models.projector import Projector
@@ -56,6 +56,7 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
             add_lora(self.language_model, config.lora)
         if config.speech_lora:
             add_lora(self.speech_encoder, config.speech_lora)
+        self.language_model.get_output_embeddings().register_forward_pre_hook(_one_product)
         embedding = self.language_model.get_input_embeddings()
         width, rms = embedding.embedding_dim, embedding_rms(self.language_model)
         streams = [part.hidden_size for part in (self.speech_encoder, self.audio_encoder) if part is not None]
@@ -72,23 +73,26 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
         cls,
         config: AudioLMConfig,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         ctc_token_ids: list[int] | None = None,
     ) -> AudioLMForConditionalGeneration:
         """Build a model with loaded frozen parts and a fresh connector.
 
-        Shapes in `config` are replaced by those of the checkpoints that it names.
+        Shapes in `config` are replaced by those of the checkpoints that it names. `dtype` and where the LLM goes: see
+        [`load_llm`]; the other parts follow it.
         """
         encoder = cast(SpeechEncoder.from_whisper(resolve(config.speech_model)), config.encoder_precision)
-        llm = load_llm(resolve(config.text_model), dtype=dtype)
-        config.speech_config, config.text_config = encoder.config, llm.config
+        kind: dict[str, Any] = {"precision": config.llm_precision, "backend": config.llm_backend}
+        llm = load_llm(resolve(config.text_model), **kind, dtype=dtype)
         encoder.config.name_or_path, llm.config.name_or_path = config.speech_model, config.text_model  # not the cache
+        config.speech_config, config.text_config = encoder.config, plain_config(llm)
         audio_encoder = None
         if config.audio_model is not None:
             audio_encoder = cast(load_audio_encoder(config.audio_model), config.encoder_precision)
             config.audio_config = audio_encoder.config
             audio_encoder.config.name_or_path = config.audio_model
         model = cls(config, encoder, llm, audio_encoder)
+        settle(llm, model, config.llm_precision)
         if ctc_token_ids is not None and model.ctc is not None:
             model.ctc.set_vocabulary(ctc_token_ids)
         return model.eval()
@@ -111,27 +115,30 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         ctc_labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **audio: torch.Tensor,
     ) -> AudioLMOutput:
-        """One pass over prompts with their audio spliced in.
+        """One pass over prompts with their audio spliced in, or without prompts the CTC loss alone, see [`align`].
 
         Args:
-            input_ids: (B, S), one placeholder for each audio token.
+            input_ids: (B, S), one placeholder for each audio token; None for CTC alone.
             attention_mask: (B, S).
-            labels: (B, S), -100 where no loss is wanted.
+            labels: (B, S), -100 where no loss is wanted; without prompts CTC targets (B, L).
             ctc_labels: (B, L), padded with -100; used where `ctc_weight` is above 0.
             num_items_in_batch: labelled tokens of the whole optimizer step; the loss is then their mean, so that
                 accumulated micro-batches equal one large batch.
             audio: see [`embed_audio`]; without any the batch is text.
 
         Raises:
-            ValueError: a row's placeholders differ from its audio tokens.
+            ValueError: a row's placeholders differ from its audio tokens, or neither prompts nor labels are given.
         """
+        if input_ids is None or attention_mask is None:
+            return self._aligned(labels, num_items_in_batch, audio)
+        check_pass(self.language_model, self.config.llm_precision, learns=labels is not None)
         tokens = self.embed_audio(**audio) if audio else self._no_audio(len(input_ids))
         spliced = self._splice(tokens, input_ids, attention_mask, labels, "right")
         hidden = self.language_model.get_decoder()(
@@ -154,6 +161,19 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
             loss = loss + self.ctc_weight * ctc / num_items
             ctc_loss = ctc.detach() / max(1, sum(map(len, rows)))
         return AudioLMOutput(loss=loss, logits=logits, lm_loss=lm_loss, ctc_loss=ctc_loss)
+
+    def _aligned(
+        self,
+        labels: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+        audio: dict[str, torch.Tensor],
+    ) -> AudioLMOutput:
+        if labels is None:
+            raise ValueError("give input_ids with attention_mask, or labels without them for the CTC loss alone")
+        loss = self.align(labels, num_items_in_batch, **audio)
+        if self.ctc is not None:
+            loss = loss + self.ctc.bias[:0].sum()  # a batch without targets has a gradient, of zeros, too
+        return AudioLMOutput(loss=loss)
 
     def _no_audio(self, rows: int) -> AudioTokens:
         embedding = self.language_model.get_input_embeddings().weight
@@ -187,24 +207,37 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
         """Answer prompts (B, S) with audio; returns the new tokens (B, up to max_new_tokens).
 
         Greedy unless asked otherwise. Audio tensors as in [`embed_audio`]; everything else goes to the LLM's
-        own `generate`. A row ends at the LLM's end token, and its remainder is padding. With `ctc_decode_weight`
-        (0 to 1) CTC checks the answer against the audio; see [`CTCLogitsProcessor`].
+        own `generate`, beams included. A row ends at the LLM's end token, or at `eos_token_id` where given, and its
+        remainder is padding. With `ctc_decode_weight` (0 to 1) CTC checks the answer against the audio; see
+        [`CTCLogitsProcessor`].
         """
         tokens = self.embed_audio(**{n: kwargs.pop(n) for n in AUDIO_INPUTS if n in kwargs})
         spliced = self._splice(tokens, input_ids, attention_mask, None, "left")
         kwargs.setdefault("do_sample", False)
         if ctc_decode_weight:
-            kwargs["logits_processor"] = [self._ctc_processor(tokens, ctc_decode_weight)]
+            config = kwargs.get("generation_config") or self.language_model.generation_config
+            end = kwargs.get("eos_token_id", config.eos_token_id)
+            joint = self._ctc_processor(tokens, ctc_decode_weight, end)
+            kwargs["logits_processor"] = [*kwargs.get("logits_processor", ()), joint]
         return self.language_model.generate(
             inputs_embeds=spliced.inputs_embeds, attention_mask=spliced.attention_mask, **kwargs
         )
 
-    def _ctc_processor(self, tokens: AudioTokens, weight: float) -> CTCLogitsProcessor:
+    def _ctc_processor(self, tokens: AudioTokens, weight: float, end: int | list[int]) -> CTCLogitsProcessor:
         if self.ctc is None or tokens.log_probs is None:
             raise ValueError("ctc_decode_weight needs a CTC head: set ctc_vocab_size in the model's configuration")
-        end = self.language_model.generation_config.eos_token_id
         end_ids = list(end) if isinstance(end, list | tuple) else [end]
         return CTCLogitsProcessor(tokens.log_probs, tokens.counts, self.ctc.token_ids, end_ids, weight)
+
+
+def _one_product(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Give the output layer its input (B, S, D) with the strides of a fresh tensor.
+
+    `generate` asks for the last position only, a slice (B, 1, D), of which torch 2.13 makes B products; on a CPU in
+    bfloat16 it copies the whole layer for them.
+    """
+    hidden, *rest = args
+    return hidden.flatten(0, -2).contiguous().unflatten(0, hidden.shape[:-1]), *rest
 
 
 AutoModel.register(AudioLMConfig, AudioLMForConditionalGeneration)

@@ -19,11 +19,13 @@ from transformers import (
 )
 
 from audiolm_utils.models.audio_encoders import load_audio_encoder
+from audiolm_utils.models.chat import chat_prompt, check_chat, load_tokenizer, read_answer
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
 from audiolm_utils.models.log_mel import log_mel
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.models.splice import IGNORE_INDEX
+from audiolm_utils.models.weights import resolve
 from audiolm_utils.models.whisper import MAX_FRAMES, SAMPLES_PER_FRAME, num_frames
 
 SAMPLE_RATE = 16_000
@@ -36,7 +38,7 @@ class AudioLMProcessor(ProcessorMixin):
 
     Args:
         feature_extractor: Whisper's.
-        tokenizer: the LLM's; it must have a chat template and an end token.
+        tokenizer: the LLM's, fit for a chat; see [`check_chat`].
         audio_token: an existing special token of the tokenizer; the vocabulary is never resized.
         projector: fields of [`ProjectorConfig`], for the number of audio tokens.
         pad_to_30s: as in the model's configuration.
@@ -46,7 +48,7 @@ class AudioLMProcessor(ProcessorMixin):
             frequent classes; None uses all of them.
 
     Raises:
-        ValueError: the audio token is not one token of the tokenizer, or it has no chat template or end token.
+        ValueError: the audio token is not one token of the tokenizer, or this is not fit for a chat.
     """
 
     attributes = ("feature_extractor", "tokenizer")
@@ -73,22 +75,13 @@ class AudioLMProcessor(ProcessorMixin):
         self.ctc_merges = ctc_merges
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         self._ctc_tokenizer: Tokenizer | None = None
+        check_chat(tokenizer, audio_token)
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
-        if audio_token not in tokenizer.get_vocab():
-            raise ValueError(f"{audio_token!r} is not a token of this tokenizer; name one of its special tokens")
-        if not tokenizer.chat_template:
-            raise ValueError("the tokenizer has no chat template; use an instruct checkpoint or set chat_template")
-        if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no end token; set tokenizer.eos_token")
 
     @classmethod
     def from_config(cls, config: AudioLMConfig, **kwargs: Any) -> AudioLMProcessor:
         """The processor that fits a model's configuration, its parts loaded from the model's references."""
-        from transformers import AutoTokenizer
-
-        from audiolm_utils.models.weights import resolve
-
-        tokenizer = AutoTokenizer.from_pretrained(resolve(config.text_model))
+        tokenizer = load_tokenizer(config.text_model)
         if config.audio_model is not None and config.audio_config is None:
             config.audio_config = load_audio_encoder(config.audio_model).config
         return cls(
@@ -144,7 +137,11 @@ class AudioLMProcessor(ProcessorMixin):
         messages = [{"role": "user", "content": self.audio_token * num_audio_tokens + instruction}]
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return chat_prompt(self.tokenizer, messages)
+
+    def answers(self, token_ids: torch.Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """The answers in generated tokens (B, S): decoded, without special tokens and without any thought."""
+        return [read_answer(text) for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 
     def __call__(
         self,
@@ -210,8 +207,7 @@ class AudioLMProcessor(ProcessorMixin):
 
     def _pad(self, prompts: list[list[int]], targets: list[list[int]], side: str) -> dict[str, torch.Tensor]:
         size = max(len(p) + len(t) for p, t in zip(prompts, targets, strict=True))
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        ids = torch.full((len(prompts), size), pad)
+        ids = torch.full((len(prompts), size), self.tokenizer.pad_token_id)
         mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
         for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
             n = len(prompt) + len(target)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from audiolm_utils.data.augment import AugmentedViews, SpanMask, WaveAugment
-from audiolm_utils.models.configuration import ALL_LINEAR_TARGETS, AudioLMConfig
+from audiolm_utils.models.configuration import ALL_LINEAR_TARGETS, LORA_TARGETS, AudioLMConfig
 from audiolm_utils.models.projector import ProjectorConfig
 
 TRAINING_VERSION = 1  # raise it when models/ or training/ change what training gives, other random draws apart
@@ -71,9 +71,10 @@ class Recipe:
         name: of the recipe and of its result file.
         scale: "pocket" or "full".
         speech_model, audio_model, text_model: references of the frozen parts; None leaves the audio encoder out.
-        pad_to_30s, encoder_precision: see [`AudioLMConfig`].
+        pad_to_30s, encoder_precision, llm_precision, llm_backend: see [`AudioLMConfig`].
         audio_token: an existing special token of the LLM.
         projector: see [`ProjectorConfig`].
+        ctc_head: whether CTC is read off the connector, which needs more audio tokens than a text has.
         ctc_merges: see [`AudioLMProcessor`].
         answers_as_ctc: spell answers with the tokens CTC reads; see [`AudioLMProcessor`].
         compress: whether the LLM reads CTC peaks or every audio token.
@@ -102,6 +103,16 @@ class Recipe:
     audio_model: str | None = field(default=None, metadata=LATER)
     pad_to_30s: bool = field(default=False, metadata=LATER)
     encoder_precision: str = field(default="fp32", metadata=LATER)
+    llm_precision: str = field(default="fp32", metadata=LATER)
+    llm_backend: str = field(default="transformers", metadata=LATER)
+    ctc_head: bool = field(default=True, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        if self.llm_precision == "int8" and (through := [s.name for s in self.stages if s.objective == "lm"]):
+            raise ValueError(
+                f"recipe {self.name!r} trains through the LLM in stage {through[0]!r}, and int8 passes no gradient on; "
+                "set llm_precision to 'nf4', 'bf16' or 'fp32'"
+            )
 
     def config(self, audio_token_id: int, ctc_vocab_size: int) -> AudioLMConfig:
         """The model configuration; shapes of the frozen parts are filled in when they are loaded."""
@@ -110,6 +121,8 @@ class Recipe:
             audio_model=self.audio_model,
             pad_to_30s=self.pad_to_30s,
             encoder_precision=self.encoder_precision,
+            llm_precision=self.llm_precision,
+            llm_backend=self.llm_backend,
             text_model=self.text_model,
             projector=self.projector.to_dict(),
             audio_token_id=audio_token_id,
@@ -137,9 +150,17 @@ def _described(value: Any) -> Any:
     return [_described(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def lora_fields(rank: int, targets: tuple[str, ...] = ALL_LINEAR_TARGETS) -> dict[str, Any]:
-    """LoRA of a rank, alpha twice the rank, no dropout."""
-    return {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "target_modules": list(targets)}
+def lora_fields(rank: int, targets: tuple[str, ...] | str = ALL_LINEAR_TARGETS, **options: Any) -> dict[str, Any]:
+    """LoRA of a rank, alpha twice the rank, no dropout.
+
+    Args:
+        rank: of the adapters.
+        targets: names of layers, or of a set of them in `LORA_TARGETS`: "attention", "all-linear".
+        options: further fields of peft's LoraConfig, such as use_rslora (alpha over the root of the rank; Kalajdzievski
+            2023) or use_dora (length and direction of weights apart; Liu et al. 2024).
+    """
+    names = LORA_TARGETS[targets] if isinstance(targets, str) else targets
+    return {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "target_modules": list(names), **options}
 
 
 WHISPER_LINEAR = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")

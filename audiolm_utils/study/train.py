@@ -11,15 +11,15 @@ from typing import Any
 
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.cache import atomic_path, cache_dir
+from audiolm_utils.models.chat import audio_token_id, load_tokenizer
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
-from audiolm_utils.models.weights import resolve
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary
 from audiolm_utils.training.encoding import encode_items
@@ -36,11 +36,14 @@ PARTS = {
 def build_model(recipe: Recipe, items: Sequence[AudioItem]) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
     """The recipe's untrained model and processor; the CTC vocabulary comes from the items' training texts."""
     set_seed(recipe.seed)
-    tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.text_model))
-    audio_token_id = tokenizer.convert_tokens_to_ids(recipe.audio_token)
-    processor = AudioLMProcessor.from_config(replace(recipe, compress=False).config(audio_token_id, 0))
-    token_ids = ctc_vocabulary(processor, [i for i in items if i.split == "train" and i.task == "asr"])
-    config = recipe.config(audio_token_id, len(token_ids))
+    placeholder = audio_token_id(load_tokenizer(recipe.text_model), recipe.audio_token)
+    processor = AudioLMProcessor.from_config(replace(recipe, compress=False).config(placeholder, 0))
+    token_ids = (
+        ctc_vocabulary(processor, [i for i in items if i.split == "train" and i.task == "asr"])
+        if recipe.ctc_head
+        else []
+    )
+    config = recipe.config(placeholder, len(token_ids))
     return AudioLMForConditionalGeneration.from_parts(config, ctc_token_ids=token_ids), processor
 
 
@@ -86,6 +89,22 @@ def train_stage(
     return fit_stage(recipe, stage, model, data, folder, **arguments)
 
 
+def share_batch(stage: Stage, processes: int) -> tuple[int, int]:
+    """Clips a micro-batch and micro-batches a step of each process, so that all make the stage's batch together.
+
+    Raises:
+        ValueError: the processes cannot share it evenly.
+    """
+    if stage.accumulation % processes == 0:
+        return stage.batch_size, stage.accumulation // processes
+    if stage.batch_size % processes == 0:
+        return stage.batch_size // processes, stage.accumulation
+    raise ValueError(
+        f"{processes} processes cannot share the batch of stage {stage.name!r}, {stage.accumulation} x "
+        f"{stage.batch_size} clips: start a number of processes that divides one of the two"
+    )
+
+
 def fit_stage(
     recipe: Recipe,
     stage: Stage,
@@ -96,7 +115,8 @@ def fit_stage(
 ) -> dict[str, Any]:
     """Train one stage in place on the data set and collator that `data` gives; return its row of the result file.
 
-    A finished stage is loaded, without its data; an interrupted one resumes from its last checkpoint.
+    A finished stage is loaded, without its data; an interrupted one resumes from its last checkpoint. Where several
+    processes train, they share each batch, `folder` and the cache; the first one writes.
     """
     done = folder / "stage.json"
     if done.is_file():
@@ -104,21 +124,22 @@ def fit_stage(
         return json.loads(done.read_text(encoding="utf-8"))
     select_trainable(model, stage.trainable)
     model.ctc_weight = stage.ctc_weight
-    dataset, collator = data()
+    args = training_arguments(
+        folder,
+        max_steps=stage.steps,
+        warmup_steps=min(50, stage.steps // 5),
+        learning_rate=stage.learning_rate,
+        seed=recipe.seed + stage.seed_offset,
+        **arguments,
+    )
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = share_batch(stage, args.world_size)
+    with args.main_process_first(local=False, desc="the data of a stage"):  # it encodes what the others then read
+        dataset, collator = data()
     trainer = AudioLMTrainer(
         model=model,
         objective=stage.objective,
         learning_rates={"lora_": stage.lora_learning_rate},
-        args=training_arguments(
-            folder,
-            max_steps=stage.steps,
-            warmup_steps=min(50, stage.steps // 5),
-            per_device_train_batch_size=stage.batch_size,
-            gradient_accumulation_steps=stage.accumulation,
-            learning_rate=stage.learning_rate,
-            seed=recipe.seed + stage.seed_offset,
-            **arguments,
-        ),
+        args=args,
         data_collator=collator,
         train_dataset=dataset,
     )
@@ -133,7 +154,8 @@ def fit_stage(
         "final_loss": round(losses[-1]["loss"], 4) if losses else None,
         "loss_curve": [[r["step"], round(r["loss"], 4)] for r in losses],
     }
-    model.save_pretrained(folder)
-    with atomic_path(done) as partial:
-        partial.write_text(json.dumps(row), encoding="utf-8")
+    trainer.save_model(str(folder))
+    if args.should_save:
+        with atomic_path(done) as partial:
+            partial.write_text(json.dumps(row), encoding="utf-8")
     return row

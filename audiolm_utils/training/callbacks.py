@@ -50,11 +50,20 @@ class TimeLimit(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock and take over the schedule; raises TypeError for one that is no LambdaLR."""
+        """Start the clock and take over the schedule.
+
+        Raises:
+            TypeError: the schedule is no LambdaLR.
+            RuntimeError: several processes train, whose clocks differ.
+        """
         scheduler = getattr(kwargs["lr_scheduler"], "scheduler", kwargs["lr_scheduler"])
         if not isinstance(scheduler, LambdaLR):
             raise TypeError(
                 f"TimeLimit shapes a LambdaLR, not {type(scheduler).__name__}: use lr_scheduler_type=cosine"
+            )
+        if args.world_size > 1:
+            raise RuntimeError(
+                f"TimeLimit would stop {args.world_size} processes at different steps: give max_steps instead of it"
             )
         scheduler.lr_lambdas = [self.factor for _ in scheduler.lr_lambdas]
         self.start = self.clock()

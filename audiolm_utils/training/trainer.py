@@ -1,7 +1,12 @@
-"""Training on transformers' Trainer: CTC alignment and language-model stages."""
+"""Training on transformers' Trainer: CTC alignment and language-model stages, in one process or in several.
+
+Several processes give what one gives with as many accumulated micro-batches: they share the same global batches, and a
+loss is normalised over all of its batch.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +14,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import SAFE_WEIGHTS_NAME
+
+from audiolm_utils.models.splice import IGNORE_INDEX
+
+PATIENCE_S = 6 * 3600  # how long processes wait for the first one, which encodes a stage's data
 
 
 def training_arguments(output_dir: Path | str, **kwargs: Any) -> TrainingArguments:
@@ -19,6 +28,9 @@ def training_arguments(output_dir: Path | str, **kwargs: Any) -> TrainingArgumen
 
     AdamW, cosine schedule over the whole stage with warm-up, gradients clipped at norm 1, nothing reported
     to outside services unless `report_to` says so.
+
+    Raises:
+        RuntimeError: a launcher started several processes that would each train alone.
     """
     defaults: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -33,8 +45,16 @@ def training_arguments(output_dir: Path | str, **kwargs: Any) -> TrainingArgumen
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "label_names": ["labels"],
+        "ddp_timeout": PATIENCE_S,
     }
-    return TrainingArguments(**{**defaults, **kwargs})
+    args = TrainingArguments(**{**defaults, **kwargs})
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world_size != started:
+        raise RuntimeError(
+            f"{started} processes were started but this one sees {args.world_size}: without GPUs set "
+            "ACCELERATE_USE_CPU=true, so that they find each other"
+        )
+    return args
 
 
 class EpochSampler(LengthGroupedSampler):
@@ -57,12 +77,25 @@ class EpochSampler(LengthGroupedSampler):
         return iter([(index, self.epoch) for index in super().__iter__()])
 
 
+class EpochOrder(TrainerCallback):
+    """Tells the sampler which epoch begins; accelerate does not where it resumes one of several processes."""
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Choose the order of the epoch."""
+        kwargs["train_dataloader"].set_epoch(int(state.epoch or 0))
+
+
 class AudioLMTrainer(Trainer):
     """Trainer for either objective of [`AudioLMForConditionalGeneration`].
 
     Args:
-        objective: "ctc" trains `model.align`, "lm" trains `model.forward`.
+        objective: "ctc" trains on CTC targets without prompts, "lm" on answers to prompts; see the model's `forward`.
         learning_rates: learning rate by the start of a parameter's name; others use `args.learning_rate`.
+
+    Raises:
+        ValueError: accelerate was launched with FSDP.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -71,19 +104,44 @@ class AudioLMTrainer(Trainer):
         self, *args: Any, objective: str = "lm", learning_rates: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.objective = objective
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "FSDP cannot cut up this model: its CTC head has scalar parameters and reads the LLM's embeddings from "
+                "outside of their layer. Use configs/accelerate/ddp.yaml, with a quantised LLM where memory is short"
+            )
         self._loss_shifts_labels = objective == "lm"  # CTC has a target in the first column too
         self.learning_rates = learning_rates or {}
+        self.add_callback(EpochOrder)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Loss of the stage's objective, normalised over the whole optimizer step."""
-        if self.objective == "ctc":
-            loss = self.accelerator.unwrap_model(model).align(**inputs, num_items_in_batch=num_items_in_batch)
-            return (loss, {"loss": loss}) if return_outputs else loss
+        """Loss of the stage's objective, normalised over the whole optimizer step.
+
+        Gradients and logs are means over the processes while `num_items_in_batch` counts all of them: hence the factor.
+        """
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        loss = outputs.loss
+        if num_items_in_batch is not None:
+            loss = loss * max(self.accelerator.num_processes, self.args.n_gpu)
+        return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Batches of one optimizer step, and the number of their targets in all processes."""
+        return super().get_batch_samples(map(self._silence_repeats, epoch_iterator), num_batches, device)
+
+    def _silence_repeats(self, batch: Any) -> Any:
+        """Take the targets from samples that only fill up the last batches of an epoch, so that none counts twice."""
+        size = self.args.train_batch_size
+        left = len(self.train_dataset) % (size * self.accelerator.num_processes)
+        if self.accelerator.gradient_state.end_of_dataloader and left:
+            own = max(0, left - size * self.accelerator.process_index)
+            for name in ("labels", "ctc_labels"):
+                if name in batch:
+                    batch[name][own:] = IGNORE_INDEX
+        return batch
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate for each named part; vectors and scalars are not decayed."""
@@ -103,7 +161,7 @@ class AudioLMTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return EpochSampler(size, dataset.lengths(), seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:

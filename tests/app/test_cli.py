@@ -144,6 +144,12 @@ def test_bench_prints_its_tables_and_passes_fresh_on(monkeypatch, capsys):
     assert capsys.readouterr().out == "tables, fresh: False\ntables, fresh: True\n"
 
 
+def test_study_refuses_several_processes(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["study", "pocket-quick"]) == 1
+    assert "study runs in one process, and 2 were launched" in capsys.readouterr().err
+
+
 def test_the_study_at_full_size_has_one_name():
     assert "full-size" in cli.EXPERIMENTS and "full-size-encoders" not in cli.EXPERIMENTS
 

@@ -48,6 +48,9 @@ OTHER = {
     "audio_model": "pocket:beats-mini",
     "pad_to_30s": True,
     "encoder_precision": "int8",
+    "llm_precision": "nf4",
+    "llm_backend": "unsloth",
+    "ctc_head": False,
 }
 
 
@@ -98,6 +101,13 @@ def test_views_are_of_cached_features():
         Stage("adapt", "ctc", 10, ("projector",), from_audio=True, views=AugmentedViews(NoiseAndGain()))
 
 
+def test_training_through_an_int8_llm_is_refused():
+    through = Stage("speak", "lm", 10, ("lora",))
+    with pytest.raises(ValueError, match=r"stage 'speak'.*int8 passes no gradient.*nf4"):
+        Recipe("base", llm_precision="int8", stages=(STAGE, through))
+    assert Recipe("base", llm_precision="int8", stages=(STAGE,)).llm_precision == "int8"
+
+
 def test_recipes_are_frozen_and_know_their_fields():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Recipe("base").seed = 2
@@ -106,7 +116,9 @@ def test_recipes_are_frozen_and_know_their_fields():
 
 
 def test_the_configuration_carries_every_part():
-    recipe = Recipe("base", ctc_merges=500, speech_lora=lora_fields(4), compress=True)
+    recipe = Recipe(
+        "base", ctc_merges=500, speech_lora=lora_fields(4), compress=True, llm_precision="nf4", llm_backend="unsloth"
+    )
     config = recipe.config(audio_token_id=7, ctc_vocab_size=30)
     assert (config.audio_token_id, config.ctc_vocab_size, config.ctc_merges, config.compress) == (
         7,
@@ -115,6 +127,7 @@ def test_the_configuration_carries_every_part():
         True,
     )
     assert config.projector == recipe.projector.to_dict()
+    assert (config.llm_precision, config.llm_backend) == ("nf4", "unsloth")
     assert (config.lora, config.speech_lora) == (recipe.lora, recipe.speech_lora)
     assert (config.speech_model, config.text_model) == (recipe.speech_model, recipe.text_model)
 
@@ -126,6 +139,9 @@ def test_lora_fields():
         "lora_dropout": 0.0,
         "target_modules": ["q_proj"],
     }
+    assert lora_fields(8, "attention")["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    every = lora_fields(8, "all-linear", use_rslora=True, use_dora=True)
+    assert every == {**lora_fields(8), "use_rslora": True, "use_dora": True}
 
 
 @pytest.mark.parametrize("name", RECIPES)
