@@ -66,7 +66,7 @@ def data(args: argparse.Namespace) -> int:
 def study(args: argparse.Namespace) -> int:
     """Train and measure recipes and experiments, or load the results that already match."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # several would write one corpus and one result
-        raise RuntimeError(
+        raise ValueError(
             f"study runs in one process, and {os.environ['WORLD_SIZE']} were launched. Start it without torchrun or "
             "accelerate; a stage alone may have several: call audiolm_utils.study.train.train_stage in your script"
         )
