@@ -69,7 +69,7 @@ def explorer(interactive: bool | None = None, *, devices: dict[str, Device] | No
         "encoder_precision": menu("encoders in", ENCODER_PRECISIONS, final.encoder_precision),
         "llm": menu("LLM", list(LLMS), final.llm),
         "llm_precision": menu("LLM in", PRECISIONS, final.llm_precision),
-        "mode": menu("the encoder hears", [("30 s, padded", MODES[0]), ("the clip alone", MODES[1])], MODES[0]),
+        "mode": menu("it hears", [("30 s, padded", MODES[0]), ("the clip alone", MODES[1])], MODES[0]),
         "device": menu("device", list(devices), "phone CPU"),
         "audio_s": widgets.IntSlider(10, 1, 30, description="clip (s)", continuous_update=False,
                                      style={"description_width": "8em"}),
