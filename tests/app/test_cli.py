@@ -211,8 +211,8 @@ def test_transcribe_names_and_skips_a_bad_file(monkeypatch, capsys, tiny_clip, t
 
 
 def test_figures_and_results_print_what_they_made(monkeypatch, capsys, tmp_path):
+    figures = importlib.import_module("audiolm_utils.figures")  # it needs the module that is stood in for
     provide(monkeypatch, "audiolm_utils.study.results", results_table=lambda: pd.DataFrame({"wer": [0.25]}))
-    figures = importlib.import_module("audiolm_utils.figures")
     monkeypatch.setattr(figures, "generate_all", lambda out: [out / "a.png"], raising=False)
     assert cli.main(["figures", "--out", str(tmp_path)]) == 0
     assert cli.main(["results"]) == 0
