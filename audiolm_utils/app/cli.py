@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("files", nargs="+", metavar="FILE", help=f"audio of at most {MAX_CLIP_S:.0f} s")
     sub.add_argument("--recipe", help="recipe whose trained model listens; the shipped one without")
     sub = command(bench)
-    sub.add_argument("--fresh", action="store_true", help="measure the rows at full size again: 15 minutes, 20 GB")
+    sub.add_argument("--fresh", action="store_true", help="measure the rows at full size again: 12 minutes")
     sub = command(figures)
     sub.add_argument("--out", type=Path, default=FIGURES_DIR, help="folder (default: figures/)")
     command(results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,12 +18,13 @@ from transformers import PreTrainedModel
 from audiolm_utils.data.audio import SAMPLE_RATE
 from audiolm_utils.evaluation.architectures import Design, Sizes
 from audiolm_utils.evaluation.part_costs import Cost, audio_cost, connector_cost, llm_cost, speech_cost
+from audiolm_utils.models.configuration import LLM_PRECISIONS
 from audiolm_utils.models.llm import add_lora, is_adapter
+from audiolm_utils.models.precision import DTYPES
 from audiolm_utils.models.whisper import MAX_FRAMES, num_frames
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PRECISIONS = (*DTYPES, "int8", "nf4")
-REST = {"int8": "fp32", "nf4": "fp16"}  # what layers are in that a quantised precision leaves alone
+PRECISIONS = LLM_PRECISIONS
+COMPUTES_IN = {**DTYPES, "nf4": torch.float16}  # what layers are in, too, that a quantised precision leaves alone
 NF4_BLOCK, NF4_SCALES_BLOCK = 64, 256  # weights with one scale, and scales with one scale (Dettmers et al. 2023)
 NF4_TABLES = 16 * 4 + 256 * 4 + 4  # bytes a layer: both code books and the scales' mean, float32
 FBANK_HZ, FBANK_TAIL = 100, 2  # filter-bank frames a second; the last window of 25 ms has to fit
@@ -125,7 +127,7 @@ def account(
             raise ValueError(f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
     frames = MAX_FRAMES if mode == "padded" else max(2, num_frames(round(audio_s * SAMPLE_RATE)))
     audio_tokens = int(sizes.projector_config(mode).num_tokens(frames))
-    encoders, dtype = _computes_in(design.encoder_precision), _computes_in(design.llm_precision)
+    encoders, dtype = COMPUTES_IN[design.encoder_precision], COMPUTES_IN[design.llm_precision]
 
     parts = [
         _part("speech encoder", design.speech, design.encoder_precision, sizes,
@@ -136,7 +138,7 @@ def account(
         heard = audio_cost(sizes, design.audio, fbank_frames, batch, encoders)
         parts.append(_part("audio encoder", design.audio, design.encoder_precision, sizes, heard))
     connected = connector_cost(sizes, design.audio, design.llm, mode, frames, batch)
-    connector = (str(design.audio), design.llm, mode)
+    connector = (design.audio, design.llm, mode)
     parts.append(_part("connector", "Q-Former", "fp32", sizes, connected, connector))
     read, token, token_bytes = llm_cost(sizes, design.llm, sizes.prompt_tokens + audio_tokens, batch, dtype)
     parts.append(_part("LLM", design.llm, design.llm_precision, sizes, read))
@@ -158,7 +160,7 @@ def account(
 
 
 def _part(
-    name: str, model: str, precision: str, sizes: Sizes, cost: Cost, connector: tuple[str, str, str] | None = None
+    name: str, model: str, precision: str, sizes: Sizes, cost: Cost, connector: tuple[Any, ...] | None = None
 ) -> Part:
     *weights, largest = _weights(sizes, name, connector or (model,), precision)
     flops, activations = cost
@@ -167,7 +169,7 @@ def _part(
 
 
 @lru_cache(maxsize=256)
-def _weights(sizes: Sizes, part: str, names: tuple[str, ...], precision: str) -> tuple[int, int, int, int, int]:
+def _weights(sizes: Sizes, part: str, names: tuple[Any, ...], precision: str) -> tuple[int, int, int, int, int]:
     """Parameters, bytes, bytes of matrices and their outputs, and bytes of the largest while it is unpacked."""
     with torch.device("meta"):
         module: nn.Module
@@ -176,13 +178,12 @@ def _weights(sizes: Sizes, part: str, names: tuple[str, ...], precision: str) ->
         elif part == "audio encoder":
             module = sizes.audio_encoder(*names)
         elif part == "connector":
-            audio, llm, mode = names
-            module = sizes.connector(None if audio == "None" else audio, llm, mode)
+            module = sizes.connector(*names)
         else:
             module = sizes.language_model(*names)
     layers = quantised_layers(module)
     largest = max((layer.weight.numel() for layer in layers), default=0)
-    unpacked = largest * _computes_in(precision).itemsize if precision == "nf4" else 0
+    unpacked = largest * COMPUTES_IN[precision].itemsize if precision == "nf4" else 0
     outputs = sum(layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear))
     return num_parameters(module), stored_bytes(module, precision), matrix_bytes(module, precision), outputs, unpacked
 
@@ -204,15 +205,17 @@ def stored_bytes(module: nn.Module, precision: str) -> int:
     quantisation, the rest float16: both in the [`quantised_layers`].
     """
     rest = num_parameters(module) - sum(layer.weight.numel() for layer in quantised_layers(module))
-    return matrix_bytes(module, precision) + rest * _computes_in(precision).itemsize
+    return matrix_bytes(module, precision) + rest * COMPUTES_IN[precision].itemsize
 
 
 def matrix_bytes(module: nn.Module, precision: str) -> int:
     """Bytes of the matrices of a module's [`quantised_layers`] in a precision."""
     layers = quantised_layers(module)
-    if precision in DTYPES:
-        return sum(layer.weight.numel() for layer in layers) * DTYPES[precision].itemsize
-    return sum(nf4_bytes(layer.weight.numel()) if precision == "nf4" else int8_bytes(layer) for layer in layers)
+    if precision == "nf4":
+        return sum(nf4_bytes(layer.weight.numel()) for layer in layers)
+    if precision == "int8":
+        return sum(int8_bytes(layer) for layer in layers)
+    return sum(layer.weight.numel() for layer in layers) * COMPUTES_IN[precision].itemsize
 
 
 def quantised_layers(module: nn.Module) -> list[nn.Linear]:
@@ -239,8 +242,3 @@ def lora_parameters(sizes: Sizes, llm: str, lora: str) -> int:
         model = sizes.language_model(llm)
         add_lora(model, json.loads(lora))
     return sum(weight.numel() for name, weight in model.named_parameters() if is_adapter(name))
-
-
-def _computes_in(precision: str) -> torch.dtype:
-    """What a part computes in: a quantised one in that of its other layers."""
-    return DTYPES[REST.get(precision, precision)]

@@ -83,7 +83,7 @@ def annotation_table(rows: int = PUBLISHED_ROWS) -> str:
 def full_size_table(*, fresh: bool = False) -> str:
     """The study's rows at full size, published beside measured: loaded where there is such a result, else measured.
 
-    A measurement takes 15 minutes and 20 GB; `fresh` makes one though a result is there.
+    A measurement takes 12 minutes, and the largest model 15 GiB of weights; `fresh` makes one though a result is there.
     """
     result = run_or_load_full_size(fresh=fresh)
     rows = pd.DataFrame(result["rows"])

@@ -168,7 +168,7 @@ def noise_clip() -> np.ndarray:
 
 
 def run_or_load_full_size(*, fresh: bool = False, sizes: Sizes | None = None) -> dict[str, Any]:
-    """The study's rows at full size: loaded where what is timed is as in the row, else measured (15 minutes, 17 GiB).
+    """The study's rows at full size: loaded where what is timed is as in the row, else measured (12 minutes).
 
     Measure on an idle machine; torch's threads are taken as they are set. The row has audio_s, threads, tokens that
     the LLM reads (by mode), parts (see `time_parts`), device (see `measure_device`), parameters, rows (see `table`),
