@@ -11,12 +11,13 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 GIB = 2**30
+Name = TypeVar("Name", bound=Hashable)
 PACKAGES = (
     "audiolm-utils",
     "torch",
@@ -74,12 +76,12 @@ def synchronize(device: torch.device | str) -> None:
 
 
 def measure_together(
-    functions: Mapping[str, Callable[[], object]],
+    functions: Mapping[Name, Callable[[], object]],
     *,
     warmup: int = 2,
     repeats: int = 10,
     device: torch.device | str,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Time functions in turn, `repeats` rounds of one call each, so that a machine's drift meets all alike.
 
     `warmup` rounds run first and are not kept; the device is synchronised before each reading of the clock.
@@ -87,7 +89,7 @@ def measure_together(
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats {repeats} must be at least 1 and warmup {warmup} at least 0.")
-    samples: dict[str, list[float]] = {name: [] for name in functions}
+    samples: dict[Name, list[float]] = {name: [] for name in functions}
     for _ in range(warmup + repeats):
         for name, function in functions.items():
             synchronize(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,9 @@ class AudioLMProcessor(ProcessorMixin):
         text: Sequence[str],
         audio: Sequence[np.ndarray] | None = None,
         *,
-        answers: Sequence[str] | None = None,
-        answers_as_ctc: bool = False,
+        answers: Sequence[str | Sequence[int]] | None = None,
         encoder_features: Sequence[np.ndarray] | None = None,
-        ctc_targets: Sequence[str] | None = None,
+        ctc_targets: Sequence[str | Sequence[int]] | None = None,
     ) -> BatchFeature:
         """Batch instructions with their clips.
 
@@ -159,9 +158,8 @@ class AudioLMProcessor(ProcessorMixin):
             text: B instructions, such as "Transcribe the speech."
             audio: B mono clips at 16 kHz; or
             encoder_features: B cached encoder outputs (frames, E).
-            answers: B target texts; adds labels and pads on the right, else pads on the left to generate.
-            answers_as_ctc: spell answers with the tokens CTC reads, so that repeating speech is copying tokens.
-            ctc_targets: B texts for the CTC loss, as ctc_labels.
+            answers: B target texts, or token ids; adds labels and pads on the right, else pads on the left to generate.
+            ctc_targets: B transcripts for the CTC loss, or token ids, as ctc_labels.
 
         Returns:
             input_ids, attention_mask (B, S), the audio tensors, labels and ctc_labels where asked.
@@ -181,28 +179,28 @@ class AudioLMProcessor(ProcessorMixin):
         else:
             batch = _pad_features(clips)
             counts = [int(self._projector.num_tokens(len(f))) for f in clips]
-        prompts = [self._ids(self.prompt(t, n)) for t, n in zip(text, counts, strict=True)]
+        prompts = [self.text_ids(self.prompt(t, n)) for t, n in zip(text, counts, strict=True)]
         end = [self.tokenizer.eos_token_id]
-        spell = self.ctc_ids if answers_as_ctc else self._ids
-        targets = [spell(a) + end for a in answers] if answers is not None else [[] for _ in prompts]
+        targets = [_spelled(a, self.text_ids) + end for a in answers] if answers is not None else [[] for _ in prompts]
         batch |= self._pad(prompts, targets, "left" if answers is None else "right")
         if answers is None:
             del batch["labels"]
         if ctc_targets is not None:
             batch["ctc_labels"] = torch.nn.utils.rnn.pad_sequence(
-                [torch.tensor(self.ctc_ids(t), dtype=torch.long) for t in ctc_targets], True, IGNORE_INDEX
+                [torch.tensor(_spelled(t, self.ctc_ids), dtype=torch.long) for t in ctc_targets], True, IGNORE_INDEX
             )
         return BatchFeature(batch)
 
     def ctc_ids(self, text: str) -> list[int]:
         """Token ids that CTC should read for a transcript: every word spelled as within a sentence."""
         if self.ctc_merges is None:
-            return self._ids(f" {text}")
+            return self.text_ids(f" {text}")
         if self._ctc_tokenizer is None:
             self._ctc_tokenizer = limit_merges(self.tokenizer, self.ctc_merges)
         return self._ctc_tokenizer.encode(f" {text}", add_special_tokens=False).ids
 
-    def _ids(self, text: str) -> list[int]:
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text in the LLM's own spelling, without special tokens."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _pad(self, prompts: list[list[int]], targets: list[list[int]], side: str) -> dict[str, torch.Tensor]:
@@ -216,6 +214,10 @@ class AudioLMProcessor(ProcessorMixin):
             mask[i, where] = 1
             labels[i, where] = torch.tensor([IGNORE_INDEX] * len(prompt) + target)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _spelled(text: str | Sequence[int], spell: Callable[[str], list[int]]) -> list[int]:
+    return spell(text) if isinstance(text, str) else list(text)
 
 
 def limit_merges(tokenizer: PreTrainedTokenizerBase, merges: int) -> Tokenizer:

@@ -17,15 +17,14 @@ from typing import Any
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256
 from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
-from audiolm_utils.data.sources import recording_of
-from audiolm_utils.data.speech import text_key
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.models.weights import weights_sha256
+from audiolm_utils.study.answers import answer_features
 from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.noise import shortest
 from audiolm_utils.study.noise_answers import read_out
-from audiolm_utils.study.paired import differences, scores
-from audiolm_utils.study.reader import READER, answer_questions, train_reader
+from audiolm_utils.study.paired import differences, right_answers, scores
+from audiolm_utils.study.reader import READER, train_reader
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.study.results import provenance, read_result, result_path, write_result
 from audiolm_utils.study.run import SPEECH_SOURCES
@@ -167,8 +166,9 @@ def run_arm(
             cache = encode_items(model, processor, clips, cache_dir(), cache_dir() / "features")
             features = [cache[clip.id] for clip in clips]
             asked = items[0].task == "QA"
+            both = (model, processor)
             answers[name] = (
-                answer_questions(model, processor, items, features) if asked else read_out((model, processor), features)
+                answer_features(both, items, features, max_new_tokens=12) if asked else read_out(both, features)
             )
         with atomic_path(done) as partial:
             partial.write_text(json.dumps(answers), encoding="utf-8")
@@ -201,14 +201,11 @@ def run_half(half: Half, **arguments: Any) -> tuple[Rows, Rows]:
 
 
 def _right_answers(item: AudioItem) -> dict[str, Any]:
-    """What a sample's answers are held against, and the group that the bootstrap draws it with."""
-    if item.task == "asr":
-        return {"group": text_key(item.text), "reference": item.text}
-    group = item.path if item.render else recording_of(item)
-    if item.task == "QA":
-        return {"group": group, "question": item.Q, "right": item.text}
-    references = [text.replace("-", " ") for text in (item.text, *(item.references or ()))]  # CTC writes no hyphens
-    return {"group": group, "references": references}
+    """As [`right_answers`], the references without hyphens, which CTC does not write."""
+    right = right_answers(item)
+    if "references" in right:
+        right["references"] = [text.replace("-", " ") for text in right["references"]]
+    return right
 
 
 def run_or_load_encoders(*, fresh: bool = False, **arguments: Any) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.sources import recording_of
+from audiolm_utils.data.speech import text_key
 from audiolm_utils.evaluation.evaluate import is_right
 from audiolm_utils.evaluation.metrics import bootstrap_ci, cider_d, word_errors
 
@@ -46,6 +49,16 @@ def differences(samples: Samples, condition: Condition, against: str) -> list[di
         for value, interval in [_ratio((errors - counts[against]).sum(0), totals * len(errors), groups)]
         for by_seed in [(errors - counts[against]).sum(1) / totals.sum()]
     ]
+
+
+def right_answers(item: AudioItem) -> dict[str, Any]:
+    """What an item's answers are held against, and the group that the bootstrap draws it with."""
+    if item.task == "asr":
+        return {"group": text_key(item.text), "reference": item.text}
+    group = item.path if item.render else recording_of(item)
+    if item.task == "QA":
+        return {"group": group, "question": item.Q, "right": item.text}
+    return {"group": group, "references": [item.text, *(item.references or ())]}
 
 
 def _conditions(

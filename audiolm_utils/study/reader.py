@@ -18,12 +18,11 @@ from transformers import BatchFeature
 
 from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.augment import sample_rng
-from audiolm_utils.data.prompts import test_prompt, training_prompt
 from audiolm_utils.data.text import spoken_words
-from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.study.recipe import Recipe, Stage, lora_fields
 from audiolm_utils.study.train import build_model, fit_stage
+from audiolm_utils.training.dataset import ask, spelled_answer
 
 READER = Recipe(
     "reader",
@@ -34,16 +33,16 @@ READER = Recipe(
 
 
 class HeardTexts(Dataset):
-    """Questions with the text that is heard in their clips; indexed as [`AudioDataset`] is.
+    """Items with the text that is heard in their clips; indexed as [`AudioDataset`] is.
 
     Args:
-        questions: items of the QA task.
-        heard: what CTC should read off a clip, by the clip's path.
+        items: of any task.
+        heard: token ids that CTC should read off a clip, by the clip's path.
     """
 
-    def __init__(self, questions: Sequence[AudioItem], heard: Mapping[str, str]) -> None:
-        self.items = list(questions)
-        self.heard = [spoken_words(heard[item.path]) for item in self.items]
+    def __init__(self, items: Sequence[AudioItem], heard: Mapping[str, Sequence[int]]) -> None:
+        self.items = list(items)
+        self.heard = [heard[item.path] for item in self.items]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -53,8 +52,9 @@ class HeardTexts(Dataset):
         return {"item": self.items[index], "heard": self.heard[index], "epoch": epoch}
 
     def lengths(self) -> list[int]:
-        """Approximate length of each sample in words, for batches of like length."""
-        return [len(f"{heard} {item.Q}".split()) for item, heard in zip(self.items, self.heard, strict=True)]
+        """Approximate length of each sample in tokens, for batches of like length."""
+        texts = [f"{item.Q or ''} {item.text}".split() for item in self.items]
+        return [len(heard) + len(text) for heard, text in zip(self.heard, texts, strict=True)]
 
 
 @dataclass
@@ -65,6 +65,7 @@ class HeardCollator:
         processor: the model's.
         vocabulary: token ids that CTC may read.
         drop, swap: probabilities that a token is missing, or is another one, as CTC errs.
+        prompts, answers_as_ctc: see [`Collator`].
         seed: of these draws and of the prompts'.
     """
 
@@ -72,16 +73,21 @@ class HeardCollator:
     vocabulary: Sequence[int]
     drop: float = 0.05
     swap: float = 0.05
+    prompts: str = "varied"
+    answers_as_ctc: bool = False
     seed: int = 0
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> BatchFeature:
         """input_ids, attention_mask and labels (B, S)."""
-        prompts, rows = [], []
+        prompts, rows, answers = [], [], []
         for sample in samples:
-            rng = sample_rng(self.seed, sample["epoch"], sample["item"].id, 0)
-            rows.append(self._misheard(self.processor.ctc_ids(sample["heard"]), rng))
-            prompts.append(training_prompt(sample["item"], rng))
-        return heard_batch(self.processor, prompts, rows, [sample["item"].text for sample in samples])
+            item = sample["item"]
+            rng = sample_rng(self.seed, sample["epoch"], item.id, 0)
+            rows.append(self._misheard(sample["heard"], rng))
+            prompt, answer = ask(item, self.prompts, rng)
+            prompts.append(prompt)
+            answers.append(spelled_answer(self.processor, item.task, answer, self.answers_as_ctc))
+        return heard_batch(self.processor, prompts, rows, answers)
 
     def _misheard(self, ids: Sequence[int], rng: np.random.Generator) -> list[int]:
         fate = rng.random(len(ids))
@@ -95,7 +101,10 @@ class HeardCollator:
 
 
 def heard_batch(
-    processor: AudioLMProcessor, prompts: Sequence[str], heard: Sequence[Sequence[int]], answers: Sequence[str] | None
+    processor: AudioLMProcessor,
+    prompts: Sequence[str],
+    heard: Sequence[Sequence[int]],
+    answers: Sequence[str | Sequence[int]] | None,
 ) -> BatchFeature:
     """Batch prompts whose audio placeholders are replaced by token ids, padded as the processor pads."""
     frames = processor.projector["window_frames"]
@@ -124,31 +133,9 @@ def train_reader(
 
     def data() -> tuple[HeardTexts, HeardCollator]:
         vocabulary = model.ctc.token_ids.tolist() if model.ctc is not None else []
-        return HeardTexts(questions, heard), HeardCollator(processor, vocabulary, seed=recipe.seed)
+        spelled = {path: processor.ctc_ids(spoken_words(text)) for path, text in heard.items()}
+        return HeardTexts(questions, spelled), HeardCollator(processor, vocabulary, seed=recipe.seed)
 
     row = fit_stage(recipe, stage, model, data, folder, **arguments)
     own = model.own_state_dict()
     return {name: tensor for name, tensor in own.items() if name.startswith("language_model.")}, row
-
-
-@torch.no_grad()
-def answer_questions(
-    model: AudioLMForConditionalGeneration,
-    processor: AudioLMProcessor,
-    questions: Sequence[AudioItem],
-    features: Sequence[np.ndarray],
-    *,
-    batch_size: int = 16,
-    max_new_tokens: int = 12,
-) -> list[str]:
-    """The model's answers to questions from its encoder features (F, E), greedily, in batches of like length."""
-    model.eval()
-    order = sorted(range(len(questions)), key=lambda i: len(features[i]))
-    answers = [""] * len(questions)
-    for start in range(0, len(order), batch_size):
-        picked = order[start : start + batch_size]
-        batch = processor([test_prompt(questions[i]) for i in picked], encoder_features=[features[i] for i in picked])
-        ids = model.generate(**batch, max_new_tokens=max_new_tokens)
-        for i, text in zip(picked, processor.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-            answers[i] = text.strip()
-    return answers

@@ -38,11 +38,9 @@ def build_model(recipe: Recipe, items: Sequence[AudioItem]) -> tuple[AudioLMForC
     set_seed(recipe.seed)
     placeholder = audio_token_id(load_tokenizer(recipe.text_model), recipe.audio_token)
     processor = AudioLMProcessor.from_config(replace(recipe, compress=False).config(placeholder, 0))
-    token_ids = (
-        ctc_vocabulary(processor, [i for i in items if i.split == "train" and i.task == "asr"])
-        if recipe.ctc_head
-        else []
-    )
+    heard = {task for stage in recipe.stages if stage.objective == "ctc" for task in stage.tasks} or {"asr"}
+    texts = [i for i in items if i.split == "train" and i.task in heard]
+    token_ids = ctc_vocabulary(processor, texts) if recipe.ctc_head else []
     config = recipe.config(placeholder, len(token_ids))
     return AudioLMForConditionalGeneration.from_parts(config, ctc_token_ids=token_ids), processor
 

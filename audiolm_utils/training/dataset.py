@@ -19,7 +19,6 @@ from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask, W
 from audiolm_utils.data.prompts import test_prompt, training_prompt
 from audiolm_utils.data.text import spoken_words
 from audiolm_utils.models.processing import AudioLMProcessor
-from audiolm_utils.models.splice import IGNORE_INDEX
 from audiolm_utils.models.whisper import SAMPLES_PER_FRAME
 from audiolm_utils.training.encoding import Features
 
@@ -83,13 +82,13 @@ class AudioDataset(Dataset):
 class Collator:
     """Batches samples for one objective; each sample's draws follow from the seed, its epoch and its item's id.
 
-    Answers of the asr task are spoken words, with CTC targets beside; those of every other task stand as written
-    and have no CTC targets.
+    Answers of the asr task are spoken words; those of every other task stand as written. CTC reads both alike in the
+    "ctc" objective (see [`heard_ids`]); beside the "lm" objective it reads speech only.
 
     Attributes:
         processor: the model's.
-        objective: "ctc" (labels are CTC targets, no prompt; asr only) or "lm" (prompt, answer, CTC targets beside).
-        answers_as_ctc: see [`AudioLMProcessor`].
+        objective: "ctc" (labels are CTC targets, no prompt) or "lm" (prompt, answer, CTC targets beside).
+        answers_as_ctc: spell spoken words with the tokens CTC reads, so that repeating speech is copying tokens.
         wave_augment, span_mask: training augmentation, or None; waveforms only, features have their views.
         prompts: "fixed" (the test prompt, the item's text) or "varied" (one of the task's training prompts, and for
             an item with further references one of its answers, are drawn).
@@ -112,22 +111,25 @@ class Collator:
     def __call__(self, samples: Sequence[dict[str, Any]]) -> BatchFeature:
         """Model inputs for the objective, padded to the batch's longest clip."""
         items = [s["item"] for s in samples]
-        if self.objective == "ctc" and (other := [i for i in items if i.task != "asr"]):
-            raise ValueError(f"{other[0].id} has the task {other[0].task!r}; CTC alignment takes asr items only")
         rngs = [sample_rng(self.seed, s["epoch"], s["item"].id, s["repeat"]) for s in samples]
-        asked = [self._ask(item, rng) for item, rng in zip(items, rngs, strict=True)]
+        asked = [ask(item, self.prompts, rng) for item, rng in zip(items, rngs, strict=True)]
         cached = "encoder_features" in samples[0]
         clips = [s["encoder_features" if cached else "audio"] for s in samples]
         if self.wave_augment and not cached:
             clips = [self.wave_augment(c, rng, i.task) for c, rng, i in zip(clips, rngs, items, strict=True)]
+        heard = [
+            heard_ids(self.processor, item.task, answer) if item.task == "asr" or self.objective == "ctc" else []
+            for item, (_, answer) in zip(items, asked, strict=True)
+        ]
         batch = self.processor(
             [prompt for prompt, _ in asked],
-            answers=[answer for _, answer in asked],
-            answers_as_ctc=self.answers_as_ctc,
-            ctc_targets=[answer if item.task == "asr" else "" for item, (_, answer) in zip(items, asked, strict=True)],
+            answers=[
+                spelled_answer(self.processor, item.task, answer, self.answers_as_ctc)
+                for item, (_, answer) in zip(items, asked, strict=True)
+            ],
+            ctc_targets=heard,
             **{"encoder_features" if cached else "audio": clips},
         )
-        batch["ctc_labels"][[item.task != "asr" for item in items]] = IGNORE_INDEX
         if self.span_mask:
             name, lengths = ("encoder_features", "encoder_lengths") if cached else ("input_features", "feature_lengths")
             features = batch[name].transpose(1, 2) if cached else batch[name]
@@ -139,16 +141,28 @@ class Collator:
             del batch["input_ids"], batch["attention_mask"]
         return batch
 
-    def _ask(self, item: AudioItem, rng: np.random.Generator) -> tuple[str, str]:
-        """The prompt and the answer of one sample."""
-        prompt, answer = test_prompt(item), item.text
-        if self.prompts == "varied":
-            answers = (item.text, *(item.references or ()))
-            prompt, answer = training_prompt(item, rng), answers[int(rng.integers(len(answers)))]
-        return prompt, spoken_words(answer) if item.task == "asr" else answer
+
+def ask(item: AudioItem, prompts: str, rng: np.random.Generator) -> tuple[str, str]:
+    """The prompt and the answer of one sample; `prompts` as in [`Collator`]."""
+    prompt, answer = test_prompt(item), item.text
+    if prompts == "varied":
+        answers = (item.text, *(item.references or ()))
+        prompt, answer = training_prompt(item, rng), answers[int(rng.integers(len(answers)))]
+    return prompt, spoken_words(answer) if item.task == "asr" else answer
+
+
+def spelled_answer(processor: AudioLMProcessor, task: str, answer: str, answers_as_ctc: bool) -> str | list[int]:
+    """An answer as the LLM learns it: text, or the token ids of spoken words that are spelled as CTC reads them."""
+    return processor.ctc_ids(answer) if answers_as_ctc and task == "asr" else answer
+
+
+def heard_ids(processor: AudioLMProcessor, task: str, text: str) -> list[int]:
+    """Token ids that CTC should read off a clip: spoken words as the processor spells them for it, and what a caption
+    says in the LLM's own tokens, for a sound has no spelling."""
+    return processor.ctc_ids(text) if task == "asr" else processor.text_ids(f" {text}")
 
 
 def ctc_vocabulary(processor: AudioLMProcessor, items: Sequence[AudioItem]) -> list[int]:
-    """LLM token ids that occur in the spoken words of the asr items, sorted: what the CTC head may read."""
-    texts = (spoken_words(item.text) for item in items if item.task == "asr")
-    return sorted({token for text in texts for token in processor.ctc_ids(text)})
+    """LLM token ids that [`heard_ids`] gives for the items, sorted: what the CTC head may read."""
+    texts = ((item.task, spoken_words(item.text) if item.task == "asr" else item.text) for item in items)
+    return sorted({token for task, text in texts for token in heard_ids(processor, task, text)})

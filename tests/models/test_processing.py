@@ -111,17 +111,14 @@ def test_ctc_targets_may_be_spelled_with_the_first_merges_only(parts, tmp_path):
     assert AudioLMProcessor.from_pretrained(tmp_path).ctc_ids("the") == spelled[1][:3]
 
 
-def test_answers_may_be_spelled_as_ctc_reads_them(parts):
+def test_answers_may_be_given_as_token_ids(parts):
     processor = make(parts, tiny.make_tokenizer([("t", "h"), ("h", "e")]), ctc_merges=0)
-    fields = {"audio": [tiny.clip(0.4)] * 2, "answers": ["the hat", "he"]}
-    for spelled, wanted in ((False, ["the hat", "he"]), (True, [" the hat", " he"])):
-        batch = processor(["x", "x"], **fields, answers_as_ctc=spelled)
-        rows = [row[row != -100].tolist() for row in batch["labels"]]
-        assert {row.pop() for row in rows} == {processor.tokenizer.eos_token_id}
-        assert [processor.tokenizer.decode(row) for row in rows] == wanted
-        assert rows == [
-            processor.ctc_ids(a) if spelled else processor.tokenizer(a).input_ids for a in fields["answers"]
-        ]
+    fields = {"audio": [tiny.clip(0.4)] * 2}
+    batch = processor(["x", "x"], **fields, answers=["the hat", processor.ctc_ids("he")])
+    rows = [row[row != -100].tolist() for row in batch["labels"]]
+    assert {row.pop() for row in rows} == {processor.tokenizer.eos_token_id}
+    assert rows == [processor.tokenizer("the hat").input_ids, processor.ctc_ids("he")]
+    assert [processor.tokenizer.decode(row) for row in rows] == ["the hat", " he"]
 
 
 # Audio ----------------------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ import pytest
 import soundfile as sf
 import torch
 from torch.utils.data import DataLoader
+from transformers import WhisperFeatureExtractor
 
 from audiolm_utils.data import prompts
 from audiolm_utils.data.audio import AudioError, load_audio
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask, WaveAugment
+from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.splice import IGNORE_INDEX
 from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary
 from audiolm_utils.training.encoding import encode_items
@@ -182,11 +184,22 @@ def test_unknown_settings_are_refused(pair):
         Collator(pair[1], prompts="many")
 
 
-def test_the_ctc_vocabulary_is_what_the_spoken_texts_need(pair, items):
+def test_the_ctc_vocabulary_is_what_the_texts_need(pair, items):
     _, processor = pair
-    wanted = sorted(set(processor.ctc_ids("press one") + processor.ctc_ids("dial two now")))
     captioned = replace(items[3], task="audiocaption", text="zebras quarrel")
-    assert ctc_vocabulary(processor, [*items[:2], captioned]) == wanted
+    wanted = [processor.ctc_ids("press one"), processor.ctc_ids("dial two now"), processor.text_ids(" zebras quarrel")]
+    assert ctc_vocabulary(processor, [*items[:2], captioned]) == sorted({token for ids in wanted for token in ids})
+
+
+def test_alignment_spells_words_for_ctc_and_captions_as_the_llm_does(parts, items, tmp_path):
+    tokenizer = tiny.make_tokenizer([("p", "r"), ("pr", "e")])
+    extractor = WhisperFeatureExtractor.from_pretrained(parts / "speech")
+    processor = AudioLMProcessor(extractor, tokenizer, projector=tiny.MLP, ctc_merges=0)
+    mixed = [items[0], replace(items[0], task="audiocaption", text="press")]
+    batch = Collator(processor, "ctc")([AudioDataset(mixed, tmp_path)[n] for n in (0, 1)])
+    rows = [row[row != IGNORE_INDEX].tolist() for row in batch["labels"]]
+    assert rows == [processor.ctc_ids("press one"), tokenizer(" press", add_special_tokens=False).input_ids]
+    assert len(rows[1]) < len(processor.ctc_ids("press"))
 
 
 # Draws of each sample -------------------------------------------------------------------------------------
@@ -271,11 +284,6 @@ def test_varied_prompts_and_answers_are_all_seen_in_time(pair, mixed, tmp_path):
     assert {answer for _, answer in captions} == {mixed[1].text, *mixed[1].references}
     assert all(len({prompt for prompt, _ in rows}) > 4 for rows in (asr, captions, questions))
     assert all("Who barks?" in prompt for prompt, _ in questions)
-
-
-def test_alignment_takes_speech_only(pair, mixed, tmp_path):
-    with pytest.raises(ValueError, match=r"item1 has the task 'audiocaption'.*asr items only"):
-        Collator(pair[1], "ctc")([AudioDataset(mixed, tmp_path)[1]])
 
 
 # Augmented views in the cache -----------------------------------------------------------------------------

@@ -1,0 +1,42 @@
+"""Preparing a trained model for inference: adapters folded into the weights, matrices laid out for decoding."""
+
+from __future__ import annotations
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+
+@torch.no_grad()
+def fold_adapters(module: nn.Module) -> int:
+    """Add LoRA to the floating-point weights it adapts and remove it, in place; returns how many layers that were.
+
+    The outputs stay as they were, up to rounding, and each such layer is one product instead of three. Quantised layers
+    keep their adapters: folded, they would have to be rounded again.
+    """
+    folded = 0
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, LoraLayer) and type(layer.get_base_layer()) is nn.Linear:
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(module.get_submodule(parent), child, layer.get_base_layer())
+            folded += 1
+    return folded
+
+
+@torch.no_grad()
+def lay_out_for_decoding(module: nn.Module) -> None:
+    """Store the matrices of a CPU model's linear layers column by column, in place; values and shapes stay.
+
+    A token alone multiplies each matrix by one vector. Row by row this is a dot product per output, too short to keep
+    a narrow model's memory busy; column by column it is a few long additions into outputs that stay in the cache.
+    """
+    for layer in module.modules():
+        if type(layer) is nn.Linear and layer.weight.device.type == "cpu":
+            layer.weight.data = layer.weight.data.t().contiguous().t()
+
+
+def prepare_for_inference(model: nn.Module) -> None:
+    """Do both to a trained model, in place; from then on it answers faster and cannot learn or be saved."""
+    fold_adapters(model)
+    lay_out_for_decoding(model)
