@@ -51,7 +51,7 @@ def run_or_load_ladder(*, fresh: bool = False, **arguments: Any) -> dict[str, An
         if known.items() <= row.items():
             return row
     data = lessons()
-    layers = choose_layers(data)
+    layers = choose_layers(data, fresh=fresh)
     for size, kept in layers["chosen"].items():
         reference = SIZES[f"{size} layers"].removeprefix("pocket:")
         if DERIVED[reference].settings["layers"] != kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 from transformers import BatchFeature, PreTrainedModel
 
 from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.data.corpus import read_pocket_manifest
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.evaluation.layer_importance import answer_loss, block_influences, greedy_order, span_distances
@@ -24,8 +26,8 @@ CUTS = (20, 10)
 A_TASK = 8  # calibration samples of each task, of the training split; thrice as many of the validation split judge
 
 
-def choose_layers(data: Lessons) -> dict[str, Any]:
-    """Cut the untrained LLM by each criterion, without healing.
+def choose_layers(data: Lessons, *, fresh: bool = False) -> dict[str, Any]:
+    """Cut the untrained LLM by each criterion, without healing; the greedy order, some minutes, is kept in the cache.
 
     Returns:
         block_influence: of each layer; order: in which the greedy criterion leaves layers out; loss: of the whole LLM;
@@ -40,7 +42,11 @@ def choose_layers(data: Lessons) -> dict[str, Any]:
     held_out = _validation(data)
     judges = _batches(processor, data, [i for t in TASKS for i in draw.sample(held_out[t], 3 * A_TASK)])
     influence = block_influences(llm, calibration)
-    order = greedy_order(llm, calibration, min(CUTS))
+    known = cache_dir() / "runs" / f"layers-{WHOLE.fingerprint()}-{data.sha256()[:8]}.json"
+    if fresh or not known.is_file():
+        with atomic_path(known) as partial:
+            partial.write_text(json.dumps(greedy_order(llm, calibration, min(CUTS))), encoding="utf-8")
+    order = json.loads(known.read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = [
         {"criterion": name, "layers": size, "kept": kept, "loss": round(answer_loss(llm, judges, kept), 4)}
         for size in CUTS
