@@ -22,6 +22,9 @@ EXPERIMENTS = {  # several trainings or measurements in one result
     "encoders": "audiolm_utils.study.encoders:run_or_load_encoders",
     "augmentation": "audiolm_utils.study.noise:run_or_load_noise",
     "mini-encoders": "audiolm_utils.study.mini_encoders:run_or_load_mini_encoders",
+    "connector": "audiolm_utils.study.connector:run_or_load_connector",
+    "ladder": "audiolm_utils.study.ladder_row:run_or_load_ladder",
+    "distillation": "audiolm_utils.study.distillation:run_or_load_distillation",
     "full-size": "audiolm_utils.study.full_size:run_or_load_full_size",
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

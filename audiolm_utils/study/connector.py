@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,14 +16,18 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256
 from audiolm_utils.data.augment import SpanMask
 from audiolm_utils.data.cache import cache_dir
-from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
+from audiolm_utils.data.corpus import read_pocket_manifest
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
-from audiolm_utils.study.encoders import heard_text
-from audiolm_utils.study.measure import Model
+from audiolm_utils.study.lessons import SYNTHETIC, lessons
+from audiolm_utils.study.measure import Model, Rows, load_folder
+from audiolm_utils.study.noise_answers import read_out
+from audiolm_utils.study.paired import right_answers, scores
 from audiolm_utils.study.recipe import WHISPER_LINEAR, Recipe, Stage, lora_fields
-from audiolm_utils.study.run import ADAPTERS, SPEECH_SOURCES
+from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.run import ADAPTERS
 from audiolm_utils.study.train import build_model, train_stage
+from audiolm_utils.training.encoding import encode_items
 
 ALIGN = Stage(
     "align",
@@ -43,22 +46,10 @@ CONNECTOR = Recipe(
     lora=None,
     speech_lora=lora_fields(32, WHISPER_LINEAR),
     stages=(ALIGN,),
-    tts_limit=4000,
+    tts_limit=SYNTHETIC,
 )
+READ_OUT = "CTC, no LLM"
 ENCODER = "pocket-quick"  # whose shipped model gives the speech encoder's adapters
-SCENES = 800
-
-
-def alignment_items() -> list[AudioItem]:
-    """Training clips and what CTC should read off each, named by their files: speech, single sounds, scenes."""
-    speech = [i for i in read_pocket_manifest() if (i.task, i.split) == ("asr", "train")]
-    synthetic = [i for i in speech if i.source == "tts"][: CONNECTOR.tts_limit]
-    recorded = [i for i in speech if i.source in SPEECH_SOURCES and i.source != "tts"]
-    captions = [i for i in read_stage("stage1") if (i.task, i.split) == ("audiocaption", "train")]
-    single = [i for i in captions if i.source != "scenes"]
-    scenes = [i for i in captions if i.source == "scenes"][:SCENES]
-    items = prepare_corpus([*recorded, *synthetic]) + prepare_corpus([*single, *scenes])
-    return [replace(i, id=i.path, text=i.text if i.task == "asr" else heard_text(i)) for i in items]
 
 
 def train_connector(items: Sequence[AudioItem], *, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
@@ -70,6 +61,33 @@ def train_connector(items: Sequence[AudioItem], *, fresh: bool = False, **argume
     take_tensors(model, ENCODER, ("speech_encoder.",))
     row = train_stage(CONNECTOR, ALIGN, model, processor, items, folder, **arguments)
     model.save_pretrained(ADAPTERS / CONNECTOR.name, dtype=torch.float16)
+    return row
+
+
+def run_or_load_connector(*, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
+    """The connector's result row: loaded where recipe and data are those of the row, else trained and measured.
+
+    It has training (the row of its stage) and scores of what CTC reads off the held-out clips, without any LLM.
+    """
+    known = {"fingerprint": CONNECTOR.fingerprint(), "data_sha256": manifest_sha256(read_pocket_manifest())}
+    known["stage1_sha256"] = manifest_sha256(read_stage("stage1"))
+    if (path := result_path(CONNECTOR)).is_file() and not fresh:
+        row = read_result(path)
+        if known.items() <= row.items():
+            return row
+    data = lessons()
+    training = train_connector(data.alignment, fresh=fresh, **arguments)
+    model = load_folder(ADAPTERS / CONNECTOR.name)
+    samples: Rows = []
+    for name, items in data.tests.items():
+        if items[0].task != "QA":
+            cache = encode_items(*model, items, cache_dir(), cache_dir() / "features")
+            texts = read_out(model, [cache[item.id] for item in items])
+            rows = zip(items, texts, strict=True)
+            samples += [{"test_set": name, "id": i.id, **right_answers(i), "answers": {READ_OUT: [t]}} for i, t in rows]
+    row = provenance(CONNECTOR, known["data_sha256"]) | known
+    row |= {"training": {"stages": [training]}, "scores": scores(samples, ("test_set",))}
+    write_result(CONNECTOR, row, samples)
     return row
 
 

@@ -5,30 +5,24 @@ Every rung gets the same steps on the same samples: first on text as the connect
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from audiolm_utils.data.annotations import AudioItem, manifest_sha256
 from audiolm_utils.data.augment import SpanMask
 from audiolm_utils.data.cache import atomic_path, cache_dir, sha256_file
-from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
-from audiolm_utils.data.stages import read_stage
-from audiolm_utils.data.text import spoken_words
+from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.study.answers import answer_features
-from audiolm_utils.study.connector import ALIGN, CONNECTOR, alignment_items, build_listener
-from audiolm_utils.study.encoders import CAPTION_TASKS, heard_text
+from audiolm_utils.study.connector import ALIGN, CONNECTOR, build_listener
+from audiolm_utils.study.lessons import Lessons
 from audiolm_utils.study.measure import Model
 from audiolm_utils.study.reader import HeardCollator, HeardTexts
 from audiolm_utils.study.recipe import Recipe, Stage, lora_fields
-from audiolm_utils.study.run import ADAPTERS, SPEECH_SOURCES
+from audiolm_utils.study.run import ADAPTERS
 from audiolm_utils.study.train import fit_stage, train_stage
 from audiolm_utils.training.dataset import heard_ids
 from audiolm_utils.training.encoding import encode_items
@@ -48,70 +42,6 @@ RUNGS: dict[str, dict[str, Any]] = {
     for size, model in SIZES.items()
     for precision in ("fp32", "nf4")
 }
-SAMPLES = {  # of training; a stage sees each once at most
-    "recorded speech": 450,
-    "synthetic speech": 450,
-    "recordings": 250,
-    "instruments": 300,
-    "scenes": 350,
-    "questions on sounds": 600,
-    "questions on speech": 480,
-}
-RENDERED = ("scenes", "instruments")
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What every rung learns from and is tested on; items are named by their clips.
-
-    Attributes:
-        alignment: of the connector, for its vocabulary.
-        training: items of all tasks.
-        heard: the clip's task, and the text that CTC should read off it, by its path.
-        tests: held-out items by the name of their test set.
-    """
-
-    alignment: Sequence[AudioItem]
-    training: Sequence[AudioItem]
-    heard: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    tests: Mapping[str, Sequence[AudioItem]] = field(default_factory=dict)
-
-    def sha256(self) -> str:
-        """A hash that changes with any item."""
-        about = [manifest_sha256(items) for items in (self.alignment, self.training, *self.tests.values())]
-        return hashlib.sha256(json.dumps([about, list(self.tests)]).encode()).hexdigest()
-
-
-def lessons() -> Lessons:
-    """Speech, captions and questions of the study's two stages, in equal shares of what is there."""
-    alignment, stage1, stage2 = alignment_items(), read_stage("stage1"), read_stage("stage2")
-    heard = {i.path: (i.task, heard_text(i)) for i in [*stage2, *stage1] if i.task in CAPTION_TASKS}
-    manifest = [i for i in read_pocket_manifest() if i.task == "asr"]
-    heard |= {i.path: ("asr", spoken_words(i.text)) for i in [*manifest, *stage1, *stage2] if i.task == "asr"}
-    asked = [i for i in stage2 if i.task == "QA" and i.path in heard]
-    questions = {split: [i for i in asked if i.split == split] for split in ("train", "test")}
-    known = {
-        "recorded speech": [i for i in alignment if i.task == "asr" and i.source != "tts"],
-        "synthetic speech": [i for i in alignment if i.task == "asr" and i.source == "tts"],
-        "recordings": [i for i in alignment if i.task != "asr" and i.source not in RENDERED],
-        "instruments": [i for i in alignment if i.source == "instruments"],
-        "scenes": [i for i in alignment if i.source == "scenes"],
-        "questions on sounds": [i for i in questions["train"] if i.source not in SPEECH_SOURCES],
-        "questions on speech": [i for i in questions["train"] if i.source in SPEECH_SOURCES],
-    }
-    draw = random.Random(0)
-    training = [i for kind, n in SAMPLES.items() for i in draw.sample(known[kind], min(n, len(known[kind])))]
-    captions = [i for i in stage1 if (i.task, i.split) == ("audiocaption", "test")]
-    tests = {
-        "prompts": [i for i in manifest if (i.split, i.source) == ("test", "asterisk")],
-        "recordings": [i for i in captions if i.source not in RENDERED],
-        "instruments": [i for i in captions if i.source == "instruments"],
-        "questions on sounds": [i for i in questions["test"] if i.source not in SPEECH_SOURCES],
-        "questions on speech": [i for i in questions["test"] if i.source in SPEECH_SOURCES],
-    }
-    ready = {name: prepare_corpus(items) for name, items in {"training": training, **tests}.items()}
-    named = {name: [replace(item, id=item.path) for item in items] for name, items in ready.items()}
-    return Lessons(alignment, named.pop("training"), heard, named)
 
 
 def rung_recipe(rung: str, seed: int, base: Recipe = WHOLE) -> Recipe:
@@ -122,10 +52,16 @@ def rung_recipe(rung: str, seed: int, base: Recipe = WHOLE) -> Recipe:
     return replace(base, name=f"{base.name}-{name}", seed=seed, **RUNGS[rung])
 
 
-def train_listener(recipe: Recipe, data: Lessons, folder: Path, **arguments: Any) -> tuple[Model, list[dict[str, Any]]]:
+def train_listener(
+    recipe: Recipe,
+    data: Lessons,
+    folder: Path,
+    teacher: AudioLMForConditionalGeneration | None = None,
+    **arguments: Any,
+) -> tuple[Model, list[dict[str, Any]]]:
     """Carry out the stages behind the alignment, each resumable; returns the model and the rows of the stages.
 
-    A stage without span masks reads text; one with them hears audio.
+    The last stage hears audio, where asked with a `teacher`; those before it read text.
     """
     model, processor = build_listener(recipe, data.alignment)
 
@@ -138,10 +74,10 @@ def train_listener(recipe: Recipe, data: Lessons, folder: Path, **arguments: Any
     rows = []
     for n, stage in enumerate(recipe.stages[1:], 1):
         place = folder / f"{n}-{stage.name}"
-        if stage.span_mask is None:
-            rows.append(fit_stage(recipe, stage, model, texts, place, **arguments))
+        if stage is recipe.stages[-1]:
+            rows.append(train_stage(recipe, stage, model, processor, data.training, place, teacher, **arguments))
         else:
-            rows.append(train_stage(recipe, stage, model, processor, data.training, place, **arguments))
+            rows.append(fit_stage(recipe, stage, model, texts, place, **arguments))
     return (model, processor), rows
 
 

@@ -16,13 +16,12 @@ from audiolm_utils.study.ladder import (
     RUNGS,
     SEEDS,
     SIZES,
-    Lessons,
-    lessons,
     run_folder,
     run_rung,
     rung_recipe,
 )
 from audiolm_utils.study.layer_choice import choose_layers
+from audiolm_utils.study.lessons import Lessons, lessons
 from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.paired import differences, right_answers, scores
 from audiolm_utils.study.recipe import Recipe

@@ -17,7 +17,8 @@ from audiolm_utils.data.stages import read_stage
 from audiolm_utils.evaluation.layer_importance import answer_loss, block_influences, greedy_order, span_distances
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.study.encoders import heard_text
-from audiolm_utils.study.ladder import TASKS, WHOLE, Lessons
+from audiolm_utils.study.ladder import TASKS, WHOLE
+from audiolm_utils.study.lessons import Lessons
 from audiolm_utils.study.reader import HeardCollator, HeardTexts
 from audiolm_utils.study.train import build_model
 from audiolm_utils.training.dataset import heard_ids

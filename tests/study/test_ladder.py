@@ -5,46 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from audiolm_utils.data.augment import SpanMask
 from audiolm_utils.study import connector, ladder, ladder_row
-from audiolm_utils.study.connector import ALIGN, CONNECTOR, build_listener, train_connector
-from audiolm_utils.study.ladder import RUNGS, SEEDS, Lessons, run_rung, rung_recipe
-from audiolm_utils.study.recipe import Stage
-from audiolm_utils.study.train import build_model
-from tests import tiny
+from audiolm_utils.study.connector import ALIGN, CONNECTOR, build_listener
+from audiolm_utils.study.ladder import RUNGS, SEEDS, run_rung, rung_recipe
 
 QUIET = {"use_cpu": True, "disable_tqdm": True}
 TEXTS = ["the quick brown fox jumps over", "a lazy dog with my vivid zebra"]
-
-
-@pytest.fixture
-def lessons(tmp_path, monkeypatch) -> Lessons:
-    """Two spoken clips, one caption and one question, on which training and tests stand."""
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("AUDIOLM_CACHE", str(cache))
-    spoken = [dataclasses.replace(i, id=i.path) for i in tiny.write_items(cache, TEXTS)]
-    caption = dataclasses.replace(spoken[0], task="audiocaption", references=("a fox",))
-    question = dataclasses.replace(spoken[1], task="QA", Q="Which animal?", text="a dog")
-    heard = {i.path: ("asr", i.text) for i in spoken}
-    tests = {"prompts": spoken, "recordings": [caption], "questions": [question]}
-    return Lessons(spoken, [*spoken, caption, question], heard, tests)
-
-
-@pytest.fixture
-def base(parts, monkeypatch, tmp_path, lessons):
-    """A tiny whole recipe with its aligned connector written where the shipped one would be."""
-    align = Stage("align", "ctc", 1, ("projector", "ctc"), batch_size=2, tasks=("asr",), prompt_repeats=1)
-    read = Stage("read", "lm", 1, ("lora",), batch_size=2, tasks=ladder.TASKS, prompt_repeats=1)
-    listen = dataclasses.replace(read, name="listen", span_mask=SpanMask(1, 2, 0, 0))
-    lora = {**tiny.LORA, "init_lora_weights": True}
-    aligned = tiny.make_recipe(parts, "tiny-connector", lora=None, speech_lora=tiny.LORA, stages=(align,))
-    for module in (connector, ladder):
-        monkeypatch.setattr(module, "ADAPTERS", tmp_path / "adapters")
-        monkeypatch.setattr(module, "CONNECTOR", aligned)
-    monkeypatch.setattr(connector, "ALIGN", align)
-    build_model(aligned, lessons.alignment)[0].save_pretrained(tmp_path / "adapters" / connector.ENCODER)
-    train_connector(lessons.alignment, **QUIET)
-    return dataclasses.replace(aligned, name="tiny", lora=lora, stages=(align, read, listen))
 
 
 def test_rungs_differ_in_their_llm_and_precision_alone():
@@ -91,3 +57,12 @@ def test_samples_hold_what_answers_are_held_against(lessons):
     assert rows[0]["reference"] == TEXTS[0] and rows[2]["references"] == [TEXTS[0], "a fox"]
     assert (rows[3]["question"], rows[3]["right"]) == ("Which animal?", "a dog")
     assert all(row["answers"] == {"whole": ["x", "x"]} for row in rows)
+
+
+def test_the_connectors_row_holds_what_ctc_reads_of_every_test_but_questions(base, lessons, tmp_path, monkeypatch):
+    monkeypatch.setattr(connector, "lessons", lambda: lessons)
+    monkeypatch.setattr(connector, "result_path", lambda recipe: tmp_path / f"{recipe.name}.json")
+    monkeypatch.setattr(connector, "write_result", lambda recipe, row, samples: write_result(recipe, row, samples, tmp_path))
+    row = connector.run_or_load_connector(**QUIET)
+    assert [score["test_set"] for score in row["scores"]] == ["prompts", "recordings"]
+    assert [stage["name"] for stage in row["training"]["stages"]] == ["align"]
