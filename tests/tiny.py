@@ -93,24 +93,24 @@ def write_speech_model(folder: Path) -> Path:
     return folder
 
 
-def write_text_model(folder: Path) -> Path:
-    """Write a random Llama of 2 layers, width 32, with its tokenizer."""
+def write_text_model(folder: Path, merges: Sequence[tuple[str, str]] = (), **fields: Any) -> Path:
+    """Write a random Llama of 2 layers, width 32, but for `fields`, with its tokenizer; see [`make_tokenizer`]."""
     torch.manual_seed(0)
-    tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = make_tokenizer(merges)
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    LlamaForCausalLM(LlamaConfig(**{**shape, **fields})).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -120,6 +120,7 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
         labels: torch.Tensor | None = None,
         ctc_labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool = False,
         **audio: torch.Tensor,
     ) -> AudioLMOutput:
         """One pass over prompts with their audio spliced in, or without prompts the CTC loss alone, see [`align`].
@@ -131,6 +132,7 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
             ctc_labels: (B, L), padded with -100; used where `ctc_weight` is above 0.
             num_items_in_batch: labelled tokens of the whole optimizer step; the loss is then their mean, so that
                 accumulated micro-batches equal one large batch.
+            output_hidden_states: with labels, whether to give what every layer says where they are predicted.
             audio: see [`embed_audio`]; without any the batch is text.
 
         Raises:
@@ -141,9 +143,10 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
         check_pass(self.language_model, self.config.llm_precision, learns=labels is not None)
         tokens = self.embed_audio(**audio) if audio else self._no_audio(len(input_ids))
         spliced = self._splice(tokens, input_ids, attention_mask, labels, "right")
-        hidden = self.language_model.get_decoder()(
-            inputs_embeds=spliced.inputs_embeds, attention_mask=spliced.attention_mask, use_cache=False
-        ).last_hidden_state
+        inputs: dict[str, Any] = {"inputs_embeds": spliced.inputs_embeds, "attention_mask": spliced.attention_mask}
+        inputs |= {"use_cache": False, "output_hidden_states": output_hidden_states}
+        decoded = self.language_model.get_decoder()(**inputs)
+        hidden = decoded.last_hidden_state
         head = self.language_model.get_output_embeddings()
         if spliced.labels is None:
             last = spliced.attention_mask.cumsum(1).argmax(1)  # whichever side the padding is on
@@ -160,7 +163,8 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
             ctc = self.ctc.loss(tokens.log_probs, tokens.counts, rows)
             loss = loss + self.ctc_weight * ctc / num_items
             ctc_loss = ctc.detach() / max(1, sum(map(len, rows)))
-        return AudioLMOutput(loss=loss, logits=logits, lm_loss=lm_loss, ctc_loss=ctc_loss)
+        layers = tuple(layer[:, :-1][wanted] for layer in decoded.hidden_states) if output_hidden_states else None
+        return AudioLMOutput(loss=loss, logits=logits, lm_loss=lm_loss, ctc_loss=ctc_loss, hidden_states=layers)
 
     def _aligned(
         self,

@@ -29,9 +29,11 @@ class AudioLMOutput(ModelOutput):
         loss: scalar, LM loss plus weighted CTC loss, both a labelled token; None without labels.
         lm_loss, ctc_loss: its parts, detached scalars; ctc_loss a CTC target token.
         logits: (labelled positions, V) with labels, else (B, V) of each row's last position.
+        hidden_states: where asked, (labelled positions, D) of the LLM's inputs and of each layer; the last is normed.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     lm_loss: torch.Tensor | None = None
     ctc_loss: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None

@@ -10,6 +10,7 @@ from typing import Any
 from audiolm_utils.data.augment import AugmentedViews, SpanMask, WaveAugment
 from audiolm_utils.models.configuration import ALL_LINEAR_TARGETS, LORA_TARGETS, AudioLMConfig
 from audiolm_utils.models.projector import ProjectorConfig
+from audiolm_utils.training.distill import Distillation
 
 TRAINING_VERSION = 1  # raise it when models/ or training/ change what training gives, other random draws apart
 FRAME_STACK = ProjectorConfig(kind="mlp", window_frames=3, num_layers=0, num_attention_heads=6)
@@ -24,7 +25,7 @@ class Stage:
     Attributes:
         name: its name in logs and results.
         objective: "ctc" (alignment, no LLM layers) or "lm".
-        steps: optimizer steps.
+        steps: optimizer steps; with `minutes` the most of them.
         trainable: which of `TRAINABLE_PARTS` learn.
         batch_size, accumulation: clips a micro-batch, micro-batches a step.
         learning_rate: of the connector; `lora_learning_rate` of adapters.
@@ -35,6 +36,10 @@ class Stage:
         seed_offset: added to the recipe's seed, so that two stages see another order and other augmentation.
         tasks: of the items it trains on.
         views: noise and gain for training on cached features: some changed copies of each clip, or None.
+        distill: how the stage learns from a teacher, or None.
+        minutes: how long it trains at most, or None: by the clock, on a CPU processor time a thread. The learning rate
+            then follows the time and not the steps, so give more steps than can fit; see [`TimeLimit`]. What a teacher
+            is asked before training does not count.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Stage:
     seed_offset: int = 0
     tasks: tuple[str, ...] = field(default=("asr",), metadata=LATER)
     views: AugmentedViews | None = field(default=None, metadata=LATER)
+    distill: Distillation | None = field(default=None, metadata=LATER)
+    minutes: float | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if unknown := set(self.trainable) - set(TRAINABLE_PARTS):
@@ -61,6 +68,21 @@ class Stage:
             raise ValueError(f"stage {self.name!r} trains the speech encoder; it needs from_audio=True")
         if self.views and self.from_audio:
             raise ValueError(f"stage {self.name!r} has views of cached features; they need from_audio=False")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"stage {self.name!r} has minutes={self.minutes}; expected more than 0, or None")
+        if self.distill:
+            self._check_distillation(self.distill)
+
+    def _check_distillation(self, distill: Distillation) -> None:
+        if self.objective != "lm":
+            raise ValueError(f"stage {self.name!r} distils answers; it needs objective='lm', not {self.objective!r}")
+        if distill.top_k and (self.span_mask or self.wave_augment):
+            raise ValueError(
+                f"stage {self.name!r} keeps a teacher's logits of clips that span_mask or wave_augment change every "
+                "time: set top_k=None, or augment by views"
+            )
+        if self.ctc_weight and distill.method != "sequence" and not distill.label_weight:
+            raise ValueError(f"stage {self.name!r} has a ctc_weight that label_weight=0 takes away: set one of the two")
 
 
 @dataclass(frozen=True)

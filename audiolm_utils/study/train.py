@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import set_seed
@@ -21,7 +22,9 @@ from audiolm_utils.models.chat import audio_token_id, load_tokenizer
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.study.recipe import Recipe, Stage
+from audiolm_utils.training.callbacks import TimeLimit
 from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary
+from audiolm_utils.training.distill import DistillationTrainer
 from audiolm_utils.training.encoding import encode_items
 from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
 
@@ -65,6 +68,7 @@ def train_stage(
     processor: AudioLMProcessor,
     items: Sequence[AudioItem],
     folder: Path,
+    teacher: AudioLMForConditionalGeneration | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Train one stage on the items of its tasks, in place; see [`fit_stage`]."""
@@ -84,7 +88,7 @@ def train_stage(
         )
         return AudioDataset(chosen, root, cache, stage.views, seed), collator
 
-    return fit_stage(recipe, stage, model, data, folder, **arguments)
+    return fit_stage(recipe, stage, model, data, folder, teacher, **arguments)
 
 
 def share_batch(stage: Stage, processes: int) -> tuple[int, int]:
@@ -103,23 +107,40 @@ def share_batch(stage: Stage, processes: int) -> tuple[int, int]:
     )
 
 
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Seconds of work: by the clock, on a CPU processor time a thread, so that no other job counts."""
+    if device.type != "cpu":
+        return time.perf_counter
+    return lambda: time.process_time() / torch.get_num_threads()
+
+
 def fit_stage(
     recipe: Recipe,
     stage: Stage,
     model: AudioLMForConditionalGeneration,
     data: Callable[[], tuple[Dataset, Callable[..., Any]]],
     folder: Path,
+    teacher: AudioLMForConditionalGeneration | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Train one stage in place on the data set and collator that `data` gives; return its row of the result file.
 
     A finished stage is loaded, without its data; an interrupted one resumes from its last checkpoint. Where several
     processes train, they share each batch, `folder` and the cache; the first one writes.
+
+    A stage that distils learns from `teacher`; what that says is kept below the cache's `teachers`, and the row names
+    it, see [`DistillationTrainer.report`]. A stage of some `minutes` ends with them, those before a checkpoint counted.
+
+    Raises:
+        ValueError: the stage distils and no teacher is given; see also [`DistillationTrainer`].
+        RuntimeError: several processes train a stage of some minutes; see [`TimeLimit`].
     """
     done = folder / "stage.json"
     if done.is_file():
         model.load_own_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), origin=str(folder))
         return json.loads(done.read_text(encoding="utf-8"))
+    if stage.distill and teacher is None:
+        raise ValueError(f"stage {stage.name!r} distils and has no teacher: give train_stage or fit_stage the model")
     select_trainable(model, stage.trainable)
     model.ctc_weight = stage.ctc_weight
     args = training_arguments(
@@ -133,25 +154,36 @@ def fit_stage(
     args.per_device_train_batch_size, args.gradient_accumulation_steps = share_batch(stage, args.world_size)
     with args.main_process_first(local=False, desc="the data of a stage"):  # it encodes what the others then read
         dataset, collator = data()
-    trainer = AudioLMTrainer(
-        model=model,
-        objective=stage.objective,
-        learning_rates={"lora_": stage.lora_learning_rate},
-        args=args,
-        data_collator=collator,
-        train_dataset=dataset,
+    limit = (
+        TimeLimit(stage.minutes, progress=not args.disable_tqdm, clock=_clock(args.device)) if stage.minutes else None
     )
+    fixed: dict[str, Any] = {
+        "model": model,
+        "objective": stage.objective,
+        "learning_rates": {"lora_": stage.lora_learning_rate},
+        "args": args,
+        "data_collator": collator,
+        "train_dataset": dataset,
+        "callbacks": [limit] if limit else None,
+    }
+    if stage.distill and teacher is not None:
+        kept = cache_dir() / "teachers"
+        trainer = DistillationTrainer(teacher=teacher, distill=stage.distill, cache_folder=kept, **fixed)
+    else:
+        trainer = AudioLMTrainer(**fixed)
     start = time.perf_counter()
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     losses = [row for row in trainer.state.log_history if "loss" in row]
     row = {
         "name": stage.name,
-        "minutes": round((time.perf_counter() - start) / 60, 2),
+        "minutes": round((limit.used_s if limit else time.perf_counter() - start) / 60, 2),
         "steps": trainer.state.global_step,
         "final_loss": round(losses[-1]["loss"], 4) if losses else None,
         "loss_curve": [[r["step"], round(r["loss"], 4)] for r in losses],
     }
+    if isinstance(trainer, DistillationTrainer):
+        row |= trainer.report()
     trainer.save_model(str(folder))
     if args.should_save:
         with atomic_path(done) as partial:

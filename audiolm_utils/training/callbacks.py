@@ -11,16 +11,20 @@ import pandas as pd
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 Clock = Callable[[], float]
 
 
-class TimeLimit(TrainerCallback):
+class TimeLimit(TrainerCallback, ExportableState):
     """Ends training after some minutes, the learning rate and a progress bar following the clock.
 
     How many steps fit into the time depends on the machine, so a schedule over steps would either stop half-way
     or end early. The factor of the learning rate is instead a function of the share of time used: linear
     warm-up, then a cosine to zero at the limit. Give the Trainer more `max_steps` than can fit.
+
+    The clock runs from the first step to the last, drawing batches and writing checkpoints included. Each checkpoint
+    keeps the time used, and a resumed run has what is left of it.
 
     Args:
         minutes: the limit.
@@ -38,7 +42,12 @@ class TimeLimit(TrainerCallback):
         if not (minutes > 0 and 0 <= warmup < 1):
             raise ValueError(f"minutes is {minutes} and warmup {warmup}; expected minutes > 0, 0 <= warmup < 1")
         self.limit_s, self.warmup, self.progress, self.clock = 60 * minutes, warmup, progress, clock
-        self.start = clock()
+        self.start, self.used_s = clock(), 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the seconds used up to the last step."""
+        arguments = {"minutes": self.limit_s / 60, "warmup": self.warmup, "progress": self.progress}
+        return {"args": arguments, "attributes": {"used_s": self.used_s}}
 
     def factor(self, step: int = 0) -> float:
         """The learning rate's factor now, in [0, 1], whatever the step."""
@@ -66,16 +75,19 @@ class TimeLimit(TrainerCallback):
                 f"TimeLimit would stop {args.world_size} processes at different steps: give max_steps instead of it"
             )
         scheduler.lr_lambdas = [self.factor for _ in scheduler.lr_lambdas]
-        self.start = self.clock()
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self.used_s = kept["attributes"]["used_s"] if state.global_step else 0.0  # a resumed run has used some
+        self.start = self.clock() - self.used_s
         form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s{postfix}"
         self.bar = tqdm(total=self.limit_s, desc="Training", bar_format=form, disable=not self.progress)
+        self.bar.update(min(self.used_s, self.limit_s))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar, and stop where the time is used up."""
-        elapsed = self.clock() - self.start
+        self.used_s = self.clock() - self.start
         self.bar.set_postfix(step=state.global_step, refresh=False)
-        self.bar.update(min(elapsed, self.limit_s) - self.bar.n)
-        control.should_training_stop |= elapsed >= self.limit_s
+        self.bar.update(min(self.used_s, self.limit_s) - self.bar.n)
+        control.should_training_stop |= self.used_s >= self.limit_s
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from audiolm_utils.models.outputs import AudioLMOutput
 from audiolm_utils.models.splice import IGNORE_INDEX
 
 PATIENCE_S = 6 * 3600  # how long processes wait for the first one, which encodes a stage's data
@@ -120,11 +121,15 @@ class AudioLMTrainer(Trainer):
 
         Gradients and logs are means over the processes while `num_items_in_batch` counts all of them: hence the factor.
         """
-        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        outputs = self.run(model, inputs, num_items_in_batch)
         loss = outputs.loss
         if num_items_in_batch is not None:
             loss = loss * max(self.accelerator.num_processes, self.args.n_gpu)
         return (loss, outputs) if return_outputs else loss
+
+    def run(self, model: Any, inputs: Any, num_items_in_batch: Any) -> AudioLMOutput:
+        """One forward pass with its loss, a mean over the targets of the whole optimizer step."""
+        return model(**inputs, num_items_in_batch=num_items_in_batch)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

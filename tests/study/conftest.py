@@ -25,7 +25,11 @@ def lessons(tmp_path, monkeypatch) -> Lessons:
     caption = dataclasses.replace(spoken[0], task="audiocaption", references=("a fox",))
     question = dataclasses.replace(spoken[1], task="QA", Q="Which animal?", text="a dog")
     heard = {i.path: ("asr", i.text) for i in spoken}
-    tests = {"prompts": spoken, "recordings": [caption], "questions": [question]}
+    tests = {
+        "prompts": spoken,
+        "recordings": [caption, dataclasses.replace(spoken[1], task="audiocaption")],
+        "questions": [question],
+    }
     return Lessons(spoken, [*spoken, caption, question], heard, tests)
 
 

@@ -53,16 +53,16 @@ def test_a_rung_is_trained_once_and_answers_every_test(base, lessons, monkeypatc
 def test_samples_hold_what_answers_are_held_against(lessons):
     answers = {name: ["x"] * len(items) for name, items in lessons.tests.items()}
     rows = ladder_row.samples_of(lessons, {"whole": [answers, answers]})
-    assert [row["test_set"] for row in rows] == ["prompts", "prompts", "recordings", "questions"]
+    assert [row["test_set"] for row in rows] == ["prompts", "prompts", "recordings", "recordings", "questions"]
     assert rows[0]["reference"] == TEXTS[0] and rows[2]["references"] == [TEXTS[0], "a fox"]
-    assert (rows[3]["question"], rows[3]["right"]) == ("Which animal?", "a dog")
+    assert (rows[4]["question"], rows[4]["right"]) == ("Which animal?", "a dog")
     assert all(row["answers"] == {"whole": ["x", "x"]} for row in rows)
 
 
 def test_the_connectors_row_holds_what_ctc_reads_of_every_test_but_questions(base, lessons, tmp_path, monkeypatch):
     monkeypatch.setattr(connector, "lessons", lambda: lessons)
     monkeypatch.setattr(connector, "result_path", lambda recipe: tmp_path / f"{recipe.name}.json")
-    monkeypatch.setattr(connector, "write_result", lambda recipe, row, samples: write_result(recipe, row, samples, tmp_path))
+    monkeypatch.setattr(connector, "write_result", lambda recipe, row, samples: None)
     row = connector.run_or_load_connector(**QUIET)
     assert [score["test_set"] for score in row["scores"]] == ["prompts", "recordings"]
     assert [stage["name"] for stage in row["training"]["stages"]] == ["align"]

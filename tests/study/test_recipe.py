@@ -9,6 +9,7 @@ from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask, W
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study import recipe as module
 from audiolm_utils.study.recipe import RECIPES, TRAINABLE_PARTS, Recipe, Stage, lora_fields
+from audiolm_utils.training.distill import Distillation
 
 STAGE = Stage("align", "ctc", 10, ("projector",))
 OTHER_STAGE = {
@@ -28,7 +29,21 @@ OTHER_STAGE = {
     "seed_offset": 1,
     "tasks": ("asr", "audiocaption"),
     "views": AugmentedViews(NoiseAndGain()),
+    "distill": Distillation(),
+    "minutes": 5.0,
 }
+DISTILLED = {
+    "method": "hidden",
+    "temperature": 2.0,
+    "label_weight": 0.5,
+    "top_k": 8,
+    "beta": 0.5,
+    "on_policy": 0.25,
+    "layer_map": ((1, 2),),
+    "matching": "cosine",
+    "max_new_tokens": 9,
+}
+METHOD = {"on_policy": "on-policy", "max_new_tokens": "sequence", "layer_map": "hidden", "matching": "hidden"}
 OTHER = {
     "name": "other",
     "scale": "full",
@@ -57,6 +72,7 @@ OTHER = {
 def test_every_field_is_covered_here():
     assert OTHER.keys() == {f.name for f in dataclasses.fields(Recipe)}
     assert OTHER_STAGE.keys() == {f.name for f in dataclasses.fields(Stage)}
+    assert DISTILLED.keys() == {f.name for f in dataclasses.fields(Distillation)}
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -67,8 +83,9 @@ def test_the_fingerprint_changes_with_each_field(name):
 
 @pytest.mark.parametrize("name", OTHER_STAGE)
 def test_the_fingerprint_changes_with_each_field_of_a_stage(name):
-    base = Recipe("base", stages=(STAGE,))
-    changed = dataclasses.replace(STAGE, **{name: OTHER_STAGE[name]})
+    stage = dataclasses.replace(STAGE, objective="lm") if name == "distill" else STAGE
+    base = Recipe("base", stages=(stage,))
+    changed = dataclasses.replace(stage, **{name: OTHER_STAGE[name]})
     assert dataclasses.replace(base, stages=(changed,)).fingerprint() != base.fingerprint()
 
 
@@ -82,7 +99,7 @@ def test_the_fingerprint_repeats_and_follows_the_training_code(monkeypatch):
 
 def test_fields_that_came_later_leave_older_fingerprints_as_they_were():
     assert RECIPES["pocket-quick"].fingerprint() == "6ff988995db3"  # of the committed row and adapter
-    assert dataclasses.replace(STAGE, tasks=("asr",), views=None) == STAGE
+    assert dataclasses.replace(STAGE, tasks=("asr",), views=None, distill=None, minutes=None) == STAGE
 
 
 def test_an_unknown_part_is_refused():
@@ -99,6 +116,49 @@ def test_training_the_encoder_needs_audio():
 def test_views_are_of_cached_features():
     with pytest.raises(ValueError, match="from_audio=False"):
         Stage("adapt", "ctc", 10, ("projector",), from_audio=True, views=AugmentedViews(NoiseAndGain()))
+
+
+def test_minutes_are_more_than_none():
+    with pytest.raises(ValueError, match="'align' has minutes=0; expected more than 0"):
+        Stage("align", "ctc", 10, ("projector",), minutes=0)
+
+
+@pytest.mark.parametrize("field", DISTILLED)
+def test_the_fingerprint_changes_with_each_field_of_a_distillation(field):
+    speak = dataclasses.replace(STAGE, objective="lm")
+    how = Distillation(**{"method": METHOD.get(field, "kl"), field: DISTILLED[field]})
+    plain = Distillation(METHOD.get(field, "kl"))
+    prints = {Recipe("base", stages=(dataclasses.replace(speak, distill=d),)).fingerprint() for d in (None, plain, how)}
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"objective": "ctc"}, "'speak' distils answers; it needs objective='lm', not 'ctc'"),
+        ({"distill": Distillation(top_k=4), "span_mask": SpanMask()}, "span_mask or wave_augment change.*top_k=None"),
+        ({"distill": Distillation(top_k=4), "wave_augment": WaveAugment()}, "or augment by views"),
+        ({"ctc_weight": 0.3}, "has a ctc_weight that label_weight=0 takes away"),
+    ],
+)
+def test_a_stage_that_cannot_distil_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Stage(
+            **{
+                "name": "speak",
+                "steps": 5,
+                "trainable": ("lora",),
+                "objective": "lm",
+                "distill": Distillation(),
+                **fields,
+            }
+        )
+
+
+def test_labels_beside_or_of_the_teacher_may_have_ctc():
+    fixed = {"name": "speak", "steps": 5, "trainable": ("lora",), "objective": "lm", "ctc_weight": 0.3}
+    for how in (Distillation(label_weight=1.0), Distillation("sequence")):
+        assert Stage(distill=how, span_mask=SpanMask(), **fixed).distill == how
 
 
 def test_training_through_an_int8_llm_is_refused():

@@ -1,5 +1,6 @@
 """Carrying out a recipe on tiny models: what learns, what comes back, and going on where it stopped."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -10,6 +11,8 @@ from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.study.recipe import TRAINABLE_PARTS, Recipe, Stage
 from audiolm_utils.study.train import PARTS, build_model, select_trainable, stage_items, train_stage
+from audiolm_utils.training.distill import Distillation
+from audiolm_utils.training.teacher_cache import teacher_hash
 from tests import tiny
 
 TEXTS = ["on", "sea bed", "to a", "be my"]
@@ -113,3 +116,66 @@ def test_a_language_stage_from_audio_trains_both_adapters(recipe, items, tmp_pat
     assert changed <= model.own_state_dict().keys()
     assert {k.split(".")[0] for k in changed} == {"projector", "ctc", "speech_encoder", "language_model"}
     assert not (cache_dir() / "features").exists()
+
+
+SPEAK = Stage("speak", "lm", 4, ("lora",), batch_size=2)
+
+
+@pytest.mark.parametrize("method", ["kl", "hidden", "on-policy", "sequence"])
+def test_a_stage_learns_from_a_teacher_and_says_so(recipe, items, tmp_path, method):
+    teacher, _ = build_model(replace(recipe, seed=1), items)
+    model, processor = build_model(recipe, items)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    how = {"kl": {"top_k": 4}, "on-policy": {"max_new_tokens": 3}}.get(method, {})
+    stage = replace(SPEAK, distill=Distillation(method, **how))
+    row = train_stage(recipe, stage, model, processor, items, tmp_path / "speak", teacher, **QUIET)
+    assert row["teacher"] == teacher_hash(teacher)
+    assert ("lost_mass" in row) == (method == "kl")
+    assert json.loads((tmp_path / "speak" / "stage.json").read_text()) == row
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(k.startswith("language_model.") and "lora_" in k for k in changed)
+    kept = {p.suffix for p in (cache_dir() / "teachers").rglob("*")} if (cache_dir() / "teachers").exists() else set()
+    assert (".f16" in kept, ".jsonl" in kept) == (method == "kl", method in ("kl", "sequence"))
+    again, _ = build_model(recipe, items)
+    assert train_stage(recipe, stage, again, processor, items, tmp_path / "speak", **QUIET) == row  # without a teacher
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_a_stage_that_distils_needs_a_teacher_and_another_takes_none_up(recipe, items, tmp_path):
+    model, processor = build_model(recipe, items)
+    with pytest.raises(ValueError, match="'speak' distils and has no teacher"):
+        train_stage(
+            recipe, replace(SPEAK, distill=Distillation()), model, processor, items, tmp_path / "speak", **QUIET
+        )
+    teacher, _ = build_model(replace(recipe, seed=1), items)
+    rows = []
+    for name, given in (("with", teacher), ("without", None)):
+        fresh, _ = build_model(recipe, items)
+        rows.append(train_stage(recipe, SPEAK, fresh, processor, items, tmp_path / name, given, **QUIET))
+    assert rows[0]["loss_curve"] == rows[1]["loss_curve"]
+    assert "teacher" not in rows[0]
+
+
+def test_a_stage_of_some_minutes_ends_with_them_over_all_its_runs(recipe, items, tmp_path, monkeypatch):
+    second = itertools.count()
+    monkeypatch.setattr(
+        "audiolm_utils.study.train._clock", lambda device: lambda: float(next(second))
+    )  # a second a look
+    stage = replace(SPEAK, steps=500, minutes=1.0)
+    model, processor = build_model(recipe, items)
+    align, calls = type(model).forward, []
+
+    def power_cut(self, *args, **kwargs):
+        calls.append(self)
+        if len(calls) == 11:
+            raise KeyboardInterrupt
+        return align(self, *args, **kwargs)
+
+    saving = {**QUIET, "save_steps": 5}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(model), "forward", power_cut)
+        train_stage(recipe, stage, model, processor, items, tmp_path / "speak", **saving)
+    row = train_stage(recipe, stage, build_model(recipe, items)[0], processor, items, tmp_path / "speak", **saving)
+    assert row["minutes"] == pytest.approx(1, abs=0.06)
+    assert 20 < row["steps"] < 60
+    assert [step for step, _ in row["loss_curve"]] == list(range(1, row["steps"] + 1))

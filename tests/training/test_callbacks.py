@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -25,8 +26,8 @@ class Clock:
         return self.now
 
 
-def train(parts, folder, *callbacks, **arguments) -> AudioLMTrainer:
-    """Train a tiny connector by CTC under some callbacks."""
+def train(parts, folder, *callbacks, resume=False, **arguments) -> AudioLMTrainer:
+    """Train a tiny connector by CTC under some callbacks, from the folder's last checkpoint if asked."""
     model, processor = tiny.build(parts, **tiny.WITH_CTC)
     items = tiny.write_items(folder, ["on", "sea bed", "to a", "be my"])
     fixed = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "max_steps": 1000, "save_strategy": "no"}
@@ -38,7 +39,7 @@ def train(parts, folder, *callbacks, **arguments) -> AudioLMTrainer:
         train_dataset=AudioDataset(items, folder),
         callbacks=list(callbacks),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -64,6 +65,38 @@ def test_the_factor_is_a_ramp_then_half_a_cosine(used, factor):
     limit = TimeLimit(2, warmup=0.1, clock=clock)
     clock.now = 120 * used
     assert limit.factor() == pytest.approx(factor)
+
+
+def test_a_resumed_run_has_what_is_left_of_the_time(parts, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    whole = train(parts, tmp_path / "whole", TimeLimit(60 / 60, progress=False, clock=Clock()))
+    first = train(parts, tmp_path / "broken", TimeLimit(60 / 60, progress=False, clock=Clock()), max_steps=4, **saving)
+    state = json.loads((tmp_path / "broken" / "checkpoint-4" / "trainer_state.json").read_text())
+    used_s = state["stateful_callbacks"]["TimeLimit"]["attributes"]["used_s"]
+    assert 4 <= used_s < 20
+    left = TimeLimit(60 / 60, progress=False, clock=Clock())
+    resumed = train(parts, tmp_path / "broken", left, resume=True)
+    assert first.state.global_step == 4
+    assert abs(resumed.state.global_step - whole.state.global_step) <= 1
+    assert left.used_s == pytest.approx(60, abs=3)
+    rates = {r["step"]: r["learning_rate"] for r in resumed.state.log_history if "learning_rate" in r}
+    wanted = {r["step"]: r["learning_rate"] for r in whole.state.log_history if "learning_rate" in r}
+    steps = sorted(rates.keys() & wanted.keys())
+    assert steps[0] == 1 and len(steps) > 10
+    assert [rates[n] for n in steps] == pytest.approx([wanted[n] for n in steps], abs=0.1 * max(wanted.values()))
+
+
+def test_a_limit_that_is_used_again_starts_anew(parts, tmp_path):
+    limit = TimeLimit(20 / 60, progress=False, clock=Clock())
+    steps = [train(parts, tmp_path, limit).state.global_step for _ in range(2)]
+    assert steps[0] == steps[1] > 3
+
+
+def test_a_checkpoint_without_a_limit_is_gone_on_with(parts, tmp_path):
+    train(parts, tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    limit = TimeLimit(20 / 60, progress=False, clock=Clock())
+    trainer = train(parts, tmp_path, limit, resume=True, save_strategy="steps", save_steps=1)
+    assert 5 < trainer.state.global_step < 22
 
 
 def test_without_warm_up_the_factor_starts_at_one():
