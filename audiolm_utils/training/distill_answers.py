@@ -102,7 +102,7 @@ class Draw(LogitsProcessor):
 def sampled_answers(
     model: AudioLMForConditionalGeneration, batch: Mapping[str, Any], *, seed: int, step: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """What a model answers to the prompts of a training batch, sampled at temperature 1, with its end.
+    """What a model answers to the prompts of a training batch, sampled at temperature 1, each with its end token.
 
     The draws follow from the seed, the optimizer step and the row's own prompt and audio. The model answers in eval
     mode and is in its former mode afterwards.

@@ -29,6 +29,7 @@ HOW = {
     "on-policy": Distillation("on-policy", on_policy=0.5, label_weight=0.1, **SHORT),
     "sequence": Distillation("sequence", **SHORT),
 }
+DISTINCT = ["kl with labels", "kl cached", "hidden", "on-policy", "sequence"]
 STEPS = {"max_steps": 5, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}  # 2.5 epochs
 
 
@@ -117,7 +118,7 @@ def test_each_method_lowers_its_own_loss(student, teacher, data, tmp_path, name)
     assert sum(curve[-4:]) < 0.9 * sum(curve[:4])
 
 
-@pytest.mark.parametrize("name", HOW)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_accumulated_micro_batches_equal_one_large_batch(student, teacher, data, tmp_path, name):
     runs = []
     for batch_size, accumulation in ((8, 1), (4, 2), (3, 3)):
@@ -133,7 +134,7 @@ def test_accumulated_micro_batches_equal_one_large_batch(student, teacher, data,
             torch.testing.assert_close(small[key], value, atol=2e-6, rtol=1e-4, msg=key)
 
 
-@pytest.mark.parametrize("name", HOW)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(student, teacher, data, tmp_path, name):
     whole = make(student, teacher, data, tmp_path / "whole", HOW[name], **STEPS)
     whole.train()
@@ -147,7 +148,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(student, teacher, d
     assert [k for k, v in own(whole).items() if not torch.equal(v, theirs[k])] == []
 
 
-@pytest.mark.parametrize("name", HOW)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_the_teacher_stays_as_it_is(student, teacher, data, tmp_path, name):
     ours = copy.deepcopy(teacher).train().requires_grad_(True)
     before = {k: v.clone() for k, v in ours.state_dict().items()}
@@ -291,7 +292,6 @@ def test_on_policy_the_students_own_answers_are_scored(student, teacher, data, t
     spoken = [row[row != IGNORE_INDEX].tolist() for inputs in batches for row in inputs["labels"]]
     assert spoken == kept[0] + kept[1] and len(kept) == 2
     assert count == sum(map(len, spoken))
-    assert spoken != [row["labels"] for row in batches]
     with torch.no_grad():
         inputs = {k: v for k, v in batches[0].items() if k != "generated"}
         per_token = logit_loss(trainer.model(**inputs).logits, teacher(**inputs).logits, beta=1.0)

@@ -1,7 +1,7 @@
 """Losses of distillation: against sums by hand and torch, what they are at their ends, and what top-k may lose."""
 
+import itertools
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ def test_top_k_is_a_lower_bound_that_grows_to_the_whole(seed, beta, temperature)
     whole = logit_loss(student, teacher, temperature, beta)
     values = [top_k_loss(student, keep_top_k(teacher, k, temperature), temperature, beta) for k in (1, 3, 6, V - 1, V)]
     assert (values[0] >= -1e-5).all()
-    for less, more in pairwise(values):
+    for less, more in itertools.pairwise(values):
         assert (less <= more + 1e-5).all()
     torch.testing.assert_close(values[-1], whole, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(values[-2], whole, atol=1e-5, rtol=1e-5)  # a bucket of one token loses nothing

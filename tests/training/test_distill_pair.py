@@ -73,10 +73,7 @@ def test_another_end_token_is_refused(student, others):
     ("fields", "message"),
     [
         ({"audio_token_id": 1}, "audio_token_id is 1 and 3"),
-        (
-            {"projector": {**tiny.MLP, "window_frames": 5}},
-            r"\(window_frames, num_queries, legacy\) is \(5, 1, False\) and \(4, 1, False\)",
-        ),
+        ({"projector": {**tiny.MLP, "window_frames": 5}}, r".*, legacy\) is \(5, 1, False\) and \(4, 1, False\)"),
         ({"pad_to_30s": True}, "pad_to_30s is True and False"),
         ({"audio_model": "beats"}, "the front end of audio_model is .* and None"),
     ],
