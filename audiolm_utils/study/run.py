@@ -14,6 +14,7 @@ from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.evaluation.evaluate import answer_clips
+from audiolm_utils.models.folding import prepare_for_inference
 from audiolm_utils.study.measure import Model, load_folder, measure_efficiency, measure_quality, timing_clip
 from audiolm_utils.study.recipe import RECIPES, Recipe
 from audiolm_utils.study.results import REPOSITORY, provenance, read_result, result_path, write_result
@@ -45,6 +46,7 @@ def load_transcriber(recipe: str | Recipe = DEFAULT_RECIPE) -> Callable[[np.ndar
     """A function from a mono 16 kHz clip of up to 30 s to its transcript by the shipped model."""
     recipe = get_recipe(recipe)
     model, processor = load_model(recipe)
+    prepare_for_inference(model)
 
     def transcribe(clip: np.ndarray) -> str:
         weight = recipe.ctc_decode_weight
