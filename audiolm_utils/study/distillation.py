@@ -1,4 +1,4 @@
-"""Notebook 06: a student cut from its teacher, taught in six ways from one start and in the same time."""
+"""Notebook 06: a student cut from its teacher, taught in four ways from one start and in the same time."""
 
 from __future__ import annotations
 
@@ -36,10 +36,8 @@ TOP_K = 32
 WAYS: dict[str, Distillation | None] = {
     "cross-entropy": None,
     "KL": Distillation("kl", temperature=2.0, top_k=TOP_K),
-    "KL + cross-entropy": Distillation("kl", temperature=2.0, top_k=TOP_K, label_weight=1.0),
     "hidden states": Distillation("hidden", label_weight=1.0),
     "on-policy": Distillation("on-policy", temperature=1.0, beta=0.5, on_policy=0.5, max_new_tokens=16),
-    "sequence": Distillation("sequence", max_new_tokens=32),
 }
 STUDENTS = {"10 layers": tuple(WAYS)}
 BASE = "cross-entropy"
