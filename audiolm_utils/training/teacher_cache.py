@@ -62,6 +62,8 @@ class TeacherCache:
     prompt, answer and audio features, so whatever changes what the teacher hears or is asked is another entry. A token
     takes 6 K + 2 bytes: log-probabilities in float16, and ids in two digits of base 2048.
 
+    Look at [`lost_mass`]: of the shipped model's answers 64 tokens leave out 0.8 % at temperature 1, and 53 % at 2.
+
     Args:
         folder: of all teachers' files.
         teacher: in eval mode.

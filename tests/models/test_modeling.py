@@ -316,6 +316,21 @@ def test_losses_of_micro_batches_add_up_to_that_of_the_large_batch(compressed):
     torch.testing.assert_close(model(**large).loss, model(**large, num_items_in_batch=items).loss)
 
 
+@torch.no_grad()
+def test_hidden_states_are_those_that_the_labelled_tokens_are_predicted_from(pair):
+    model, processor = pair
+    batch = processor(TEXTS, audio=clips(), answers=ANSWERS)
+    output = model(**batch, output_hidden_states=True)
+    assert len(output.hidden_states) == model.language_model.config.num_hidden_layers + 1
+    assert {len(layer) for layer in output.hidden_states} == {int((batch["labels"] != -100).sum())}
+    head = model.language_model.get_output_embeddings()
+    torch.testing.assert_close(head(output.hidden_states[-1][None])[0], output.logits)
+    table = model.language_model.get_input_embeddings().weight
+    inputs = batch["input_ids"][:, :-1][batch["labels"][:, 1:] != -100]  # the first layer's input is the token before
+    torch.testing.assert_close(output.hidden_states[0], table[inputs])
+    assert model(**batch).hidden_states is None
+
+
 def test_ctc_needs_its_head(parts):
     model, processor = tiny.build(parts)
     features = processor.audio_features(clips())

@@ -22,6 +22,7 @@ from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study.recipe import TRAINABLE_PARTS, Stage
 from audiolm_utils.study.train import build_model, share_batch, train_stage
 from audiolm_utils.training.callbacks import TimeLimit
+from audiolm_utils.training.distill import Distillation
 from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
 from tests import tiny
 
@@ -42,7 +43,10 @@ LANGUAGE = Stage(
     wave_augment=NOISE,
     span_mask=SpanMask(),
 )
-STAGES = (ALIGN, LANGUAGE)
+SPEAK = Stage("speak", "lm", 5, ("lora",), batch_size=4, from_audio=True)
+KEPT = replace(SPEAK, name="kept", distill=Distillation(top_k=8, label_weight=0.5))
+OWN = replace(SPEAK, name="own", distill=Distillation("on-policy", max_new_tokens=4))
+STAGES = (ALIGN, LANGUAGE, KEPT, OWN)
 # No attention in the projector: its key bias has no gradient but rounding, which AdamW makes as large as any other.
 STACK = ProjectorConfig(**{**tiny.MLP, "num_layers": 0})
 MODULE, ROOT = "tests.training.test_distributed", Path(__file__).resolve().parents[2]
@@ -65,6 +69,7 @@ def train(folder: Path, steps: int | None = None) -> dict[str, int]:
     recipe = tiny.make_recipe(folder / "parts", "tiny", stages=STAGES, **lora)
     recipe = replace(recipe, projector=STACK)
     model, processor = build_model(recipe, items)
+    teacher, _ = build_model(replace(recipe, seed=1), items)
     done = {"encoded": 0, "saved": 0}
 
     def count(name, function):
@@ -82,7 +87,8 @@ def train(folder: Path, steps: int | None = None) -> dict[str, int]:
             model.speech_encoder.forward = count("encoded", encode)
         if stage is LANGUAGE and steps:
             break_off_after(steps)
-        train_stage(recipe, stage, model, processor, items, folder / stage.name, save_steps=SAVED, **ARGUMENTS)
+        arguments = {"save_steps": SAVED, **ARGUMENTS}
+        train_stage(recipe, stage, model, processor, items, folder / stage.name, teacher, **arguments)
         model.speech_encoder.forward = encode
     return done
 
