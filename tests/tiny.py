@@ -26,7 +26,9 @@ from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.eat import EatConfig, EatEncoder
 from audiolm_utils.models.fbank import EAT_FBANK
+from audiolm_utils.models.experts import feed_forward_inputs
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
+from audiolm_utils.models.moe import MoEPlan, to_moe
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study.recipe import Recipe
@@ -112,6 +114,23 @@ def write_text_model(folder: Path, merges: Sequence[tuple[str, str]] = (), **fie
     }
     LlamaForCausalLM(LlamaConfig(**{**shape, **fields})).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def text_batch(rows: int = 4, length: int = 24) -> dict[str, torch.Tensor]:
+    """Random token ids of the tiny tokenizer, the last row half padding."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(len(SPECIAL), 200, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[-1, length // 2 :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def write_mixture(parts: Path, folder: Path, plan: MoEPlan) -> Path:
+    """Write the tiny Llama in `parts/text` as a mixture of experts, with its tokenizer."""
+    llm = LlamaForCausalLM.from_pretrained(parts / "text")
+    to_moe(llm, plan, feed_forward_inputs(llm, [text_batch()])).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     return folder
 
 

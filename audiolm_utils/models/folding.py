@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import nn
+
+from audiolm_utils.models.cpu_experts import lay_out_experts
 
 
 @torch.no_grad()
 def fold_adapters(module: nn.Module) -> int:
     """Add LoRA to the floating-point weights it adapts and remove it, in place; returns how many layers that were.
 
-    The outputs stay as they were, up to rounding, and each such layer is one product instead of three. Quantised layers
-    keep their adapters: folded, they would have to be rounded again.
+    The outputs stay as they were, up to rounding, and each such layer is one product instead of three; experts, whose
+    adapters are added up anew for each token, count as one layer a block. Quantised layers keep their adapters: folded,
+    they would have to be rounded again.
     """
     folded = 0
     for name, layer in list(module.named_modules()):
-        if isinstance(layer, LoraLayer) and type(layer.get_base_layer()) is nn.Linear:
-            layer.merge()
+        experts = isinstance(layer, ParamWrapper) and not name.endswith(".base_layer")  # one is wrapped in the other
+        if experts or (isinstance(layer, LoraLayer) and type(layer.get_base_layer()) is nn.Linear):
+            base = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
             parent, _, child = name.rpartition(".")
-            setattr(module.get_submodule(parent), child, layer.get_base_layer())
+            setattr(module.get_submodule(parent), child, base)
             folded += 1
     return folded
 
 
 @torch.no_grad()
 def lay_out_for_decoding(module: nn.Module) -> None:
-    """Store the matrices of a CPU model's linear layers column by column, in place; values and shapes stay.
+    """Store the matrices of a CPU model's linear layers and experts column by column, in place; values and shapes stay.
 
     A token alone multiplies each matrix by one vector. Row by row this is a dot product per output, too short to keep
     a narrow model's memory busy; column by column it is a few long additions into outputs that stay in the cache.
@@ -34,6 +38,7 @@ def lay_out_for_decoding(module: nn.Module) -> None:
     for layer in module.modules():
         if type(layer) is nn.Linear and layer.weight.device.type == "cpu":
             layer.weight.data = layer.weight.data.t().contiguous().t()
+    lay_out_experts(module)
 
 
 def prepare_for_inference(model: nn.Module) -> None:

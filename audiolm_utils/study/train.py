@@ -21,6 +21,7 @@ from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.models.chat import audio_token_id, load_tokenizer
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
+from audiolm_utils.models.routing import is_router
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.training.callbacks import TimeLimit
 from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary
@@ -33,6 +34,7 @@ PARTS = {
     "ctc": lambda name: name.startswith("ctc."),
     "speech_lora": lambda name: name.startswith("speech_encoder.") and "lora_" in name,
     "lora": lambda name: name.startswith("language_model.") and "lora_" in name,
+    "router": lambda name: name.startswith("language_model.") and is_router(name),
 }
 
 
@@ -142,7 +144,7 @@ def fit_stage(
     if stage.distill and teacher is None:
         raise ValueError(f"stage {stage.name!r} distils and has no teacher: give train_stage or fit_stage the model")
     select_trainable(model, stage.trainable)
-    model.ctc_weight = stage.ctc_weight
+    model.ctc_weight, model.router_loss_weight = stage.ctc_weight, stage.router_loss_weight
     args = training_arguments(
         folder,
         max_steps=stage.steps,
