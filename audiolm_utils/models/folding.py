@@ -19,12 +19,16 @@ def fold_adapters(module: nn.Module) -> int:
     """
     folded = 0
     for name, layer in list(module.named_modules()):
-        experts = isinstance(layer, ParamWrapper) and not name.endswith(".base_layer")  # one is wrapped in the other
-        if experts or (isinstance(layer, LoraLayer) and type(layer.get_base_layer()) is nn.Linear):
+        if isinstance(layer, ParamWrapper) and not name.endswith(".base_layer"):  # one wraps the other
             base = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-            parent, _, child = name.rpartition(".")
-            setattr(module.get_submodule(parent), child, base)
-            folded += 1
+        elif isinstance(layer, LoraLayer) and type(layer.get_base_layer()) is nn.Linear:
+            layer.merge()
+            base = layer.get_base_layer()
+        else:
+            continue
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, base)
+        folded += 1
     return folded
 
 
