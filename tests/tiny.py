@@ -25,8 +25,8 @@ from audiolm_utils.data.audio import write_wav
 from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.eat import EatConfig, EatEncoder
-from audiolm_utils.models.fbank import EAT_FBANK
 from audiolm_utils.models.experts import feed_forward_inputs
+from audiolm_utils.models.fbank import EAT_FBANK
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.moe import MoEPlan, to_moe
 from audiolm_utils.models.processing import AudioLMProcessor

@@ -180,7 +180,9 @@ def test_fitted_rows_read_off_what_decides():
     assert rows.argmax(1).tolist() == [0, 1, 2]
     agreed = (inputs @ rows.T).argmax(1) == inputs.argmax(1)
     assert agreed.float().mean() > 0.97
-    torch.testing.assert_close(rows.sum(0), torch.zeros(3), atol=1e-4, rtol=0)  # they differ, and have nothing in common
+    torch.testing.assert_close(
+        rows.sum(0), torch.zeros(3), atol=1e-4, rtol=0
+    )  # they differ, and have nothing in common
 
 
 @torch.no_grad()
@@ -188,7 +190,9 @@ def test_fitted_rows_read_off_what_decides():
 def test_a_fitted_router_comes_nearer_to_the_dense_layers_than_random_ones(llm, inputs, method):
     def error(moe):
         pairs = zip(llm.model.layers, moe.model.layers, inputs, strict=True)
-        return sum(float((sparse.mlp(x[None])[0] - dense.mlp(x)).norm() / dense.mlp(x).norm()) for dense, sparse, x in pairs)
+        return sum(
+            float((sparse.mlp(x[None])[0] - dense.mlp(x)).norm() / dense.mlp(x).norm()) for dense, sparse, x in pairs
+        )
 
     fitted = error(to_moe(llm, plan(method, router="fitted"), inputs))
     random = [error(to_moe(llm, plan(method, seed=seed), inputs)) for seed in range(3)]

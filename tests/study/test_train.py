@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from audiolm_utils.data.cache import cache_dir
+from audiolm_utils.models.configuration import EXPERT_PARAMETERS
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
+from audiolm_utils.models.moe import MoEPlan
+from audiolm_utils.models.routing import is_router
 from audiolm_utils.study.recipe import TRAINABLE_PARTS, Recipe, Stage
 from audiolm_utils.study.train import PARTS, build_model, select_trainable, stage_items, train_stage
 from audiolm_utils.training.distill import Distillation
@@ -45,14 +48,26 @@ def test_a_built_model_reads_what_training_texts_are_spelled_with(recipe, items)
     assert not torch.equal(other.projector.body.mix.weight, model.projector.body.mix.weight)
 
 
+@pytest.fixture
+def routed(parts, tmp_path) -> Recipe:
+    """A recipe on a mixture of experts, whose attention and experts have LoRA."""
+    mixture = tiny.write_mixture(parts, tmp_path / "mixture", MoEPlan("shared", 4, 2, 0.5, "fitted"))
+    lora = {**tiny.LORA, "target_parameters": list(EXPERT_PARAMETERS)}
+    recipe = tiny.make_recipe(parts, "routed", lora=lora, speech_lora=tiny.LORA, stages=(ALIGN,))
+    return replace(recipe, text_model=str(mixture))
+
+
 @pytest.mark.parametrize("part", TRAINABLE_PARTS)
-def test_exactly_the_named_parts_learn(recipe, items, part):
+def test_exactly_the_named_parts_learn(routed, items, part):
     assert PARTS.keys() == set(TRAINABLE_PARTS)
-    model, _ = build_model(recipe, items)
+    model, _ = build_model(routed, items)
     select_trainable(model, [part])
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
     prefix = {"lora": "language_model.", "speech_lora": "speech_encoder."}.get(part, f"{part}.")
     wanted = {n for n, _ in model.named_parameters() if n.startswith(prefix) and ("lora" not in part or "lora_" in n)}
+    if part == "router":
+        gates = ("gate", "shared_expert_gate")
+        wanted = {f"language_model.model.layers.{layer}.mlp.{gate}.weight" for layer in (0, 1) for gate in gates}
     assert learning == wanted != set()
 
 
@@ -180,3 +195,24 @@ def test_a_stage_of_some_minutes_ends_with_them_over_all_its_runs(recipe, items,
     assert row["minutes"] == pytest.approx(1, abs=0.06)
     assert 20 < row["steps"] < 60
     assert [step for step, _ in row["loss_curve"]] == list(range(1, row["steps"] + 1))
+
+
+def test_a_mixture_learns_its_router_and_comes_back(routed, items, tmp_path):
+    """Two steps of LoRA on attention and experts with the whole router, saved, loaded: the same answers."""
+    model, processor = build_model(routed, items)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    stage = Stage("route", "lm", 2, ("lora", "router"), batch_size=2, router_loss_weight=0.1)
+    train_stage(routed, stage, model, processor, items, tmp_path / "route", **QUIET)
+    assert model.router_loss_weight == 0.1
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert {k for k in changed if not is_router(k)} == {k for k in before if k.startswith("language_") and "lora_" in k}
+    assert {k for k in changed if is_router(k)} == {k for k in before if is_router(k)}
+    assert any(".experts." in k for k in changed)
+    saved = AudioLMForConditionalGeneration.from_pretrained(tmp_path / "route")
+    assert all(torch.equal(v, saved.state_dict()[k]) for k, v in model.state_dict().items())
+    prompts = processor(["Repeat.", "What is said?"], audio=[tiny.clip(0.5), tiny.clip(0.9)])
+    answers = [m.eval().generate(**prompts, max_new_tokens=8) for m in (model, saved)]
+    assert torch.equal(*answers)
+    fresh, _ = build_model(routed, items)
+    train_stage(routed, stage, fresh, processor, items, tmp_path / "route", **QUIET)  # finished: it is loaded
+    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in model.state_dict().items())
