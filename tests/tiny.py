@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,8 +26,10 @@ from audiolm_utils.data.audio import write_wav
 from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.eat import EatConfig, EatEncoder
+from audiolm_utils.models.experts import feed_forward_inputs
 from audiolm_utils.models.fbank import EAT_FBANK
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
+from audiolm_utils.models.moe import MoEPlan, to_moe
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study.recipe import Recipe
@@ -115,6 +118,23 @@ def write_text_model(folder: Path, merges: Sequence[tuple[str, str]] = (), **fie
     return folder
 
 
+def text_batch(rows: int = 4, length: int = 24) -> dict[str, torch.Tensor]:
+    """Random token ids of the tiny tokenizer, the last row half padding."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(len(SPECIAL), 200, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[-1, length // 2 :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def write_mixture(parts: Path, folder: Path, plan: MoEPlan) -> Path:
+    """Write the tiny Llama in `parts/text` as a mixture of experts, with its tokenizer."""
+    llm = LlamaForCausalLM.from_pretrained(parts / "text")
+    to_moe(llm, plan, feed_forward_inputs(llm, [text_batch()])).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def write_audio_model(folder: Path, kind: str) -> Path:
     """Write a random BEATs or EAT ("beats", "eat") of 2 layers, 32 mel bins in 2 bands, width 16."""
     torch.manual_seed(0)
@@ -180,3 +200,35 @@ def write_items(root: Path, texts: list[str], **fields: Any) -> list[AudioItem]:
         item = {"id": f"item{i}", "path": f"{i}.wav", "text": text, "task": "asr", "duration_s": duration_s}
         items.append(AudioItem(**{**item, **fields}))
     return items
+
+
+def write_public_sets(root: Path) -> Path:
+    """A data root with annotations of both stages for training and for testing, and their clips; returns it."""
+    tone = clip(0.8)
+    names = [*(f"speech/{n}.wav" for n in range(4)), *(f"sounds/audio/{n}.wav" for n in range(4))]
+    for number, name in enumerate(names):
+        write_wav(root / name, tone[: 6_000 + 800 * number])
+
+    def annotate(name: str, *rows: tuple[str, str, str, str | None]) -> None:
+        fields = ("path", "text", "task", "Q")
+        table = {"annotation": [dict(zip(fields, row, strict=True)) for row in rows]}
+        (root / f"{name}.json").write_text(json.dumps(table), encoding="utf-8")
+
+    spoken = [(f"speech/{n}.wav", text, "asr", None) for n, text in enumerate(("on to", "sea", "be my", "two"))]
+    annotate("stage1_train", *spoken)
+    annotate("stage2_train", *spoken[:2], ("speech/2.wav", "yes", "QA", "Is it a bee?"))
+    annotate(
+        "sounds/train",
+        ("audio/0.wav", "a dog barks", "audiocaption", None),
+        ("audio/1.wav", "rain", "audiocaption_v2", None),
+    )
+    annotate("speech_test", *spoken[2:])
+    annotate(
+        "sounds/test",
+        ("audio/2.wav", "a bell rings", "audiocaption", None),
+        ("audio/2.wav", "bells are ringing", "audiocaption", None),
+        ("audio/3.wav", "an engine idles", "audiocaption", None),
+        ("audio/3.wav", "no", "QA", "Is there a dog?"),
+        ("audio/2.wav", "yes", "QA", "Is there a bell?"),
+    )
+    return root

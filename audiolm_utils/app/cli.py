@@ -15,18 +15,10 @@ from pkgutil import resolve_name
 from typing import Any
 
 from audiolm_utils import __version__
+from audiolm_utils.app.study_help import EXPERIMENTS, STUDY_HELP
 
 FIGURES_DIR = Path(__file__).resolve().parents[2] / "figures"
 MAX_CLIP_S = 30.0
-EXPERIMENTS = {  # several trainings or measurements in one result
-    "encoders": "audiolm_utils.study.encoders:run_or_load_encoders",
-    "augmentation": "audiolm_utils.study.noise:run_or_load_noise",
-    "mini-encoders": "audiolm_utils.study.mini_encoders:run_or_load_mini_encoders",
-    "connector": "audiolm_utils.study.connector:run_or_load_connector",
-    "ladder": "audiolm_utils.study.ladder_row:run_or_load_ladder",
-    "distillation": "audiolm_utils.study.distillation:run_or_load_distillation",
-    "full-size": "audiolm_utils.study.full_size:run_or_load_full_size",
-}
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -68,17 +60,21 @@ def data(args: argparse.Namespace) -> int:
 
 def study(args: argparse.Namespace) -> int:
     """Train and measure recipes and experiments, or load the results that already match."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # several would write one corpus and one result
+    names = args.recipe or [*resolve_name("audiolm_utils.study.recipe:RECIPES"), *EXPERIMENTS]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and (alone := [name for name in names if name in EXPERIMENTS]):
         raise ValueError(
-            f"study runs in one process, and {os.environ['WORLD_SIZE']} were launched. Start it without torchrun or "
-            "accelerate; a stage alone may have several: call audiolm_utils.study.train.train_stage in your script"
+            f"{', '.join(alone)} run in one process, and {processes} were launched: start them without torchrun or "
+            "accelerate. A recipe that is named may have several"
         )
     run_or_load = resolve_name("audiolm_utils.study.run:run_or_load")
-    for name in args.recipe or [*resolve_name("audiolm_utils.study.recipe:RECIPES"), *EXPERIMENTS]:
+    for name in names:
         if name in EXPERIMENTS:
-            print_row(resolve_name(EXPERIMENTS[name])(fresh=args.fresh))
+            row = resolve_name(EXPERIMENTS[name])(fresh=args.fresh)
         else:
-            print_row(run_or_load(name, fresh=args.fresh))
+            row = run_or_load(name, fresh=args.fresh)
+        if os.environ.get("RANK", "0") == "0":
+            print_row(row)
     return 0
 
 
@@ -160,8 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_argument("--debug", action="store_true", help="show the trace of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__, parents=[shared])
+    def command(run: Callable[[argparse.Namespace], int], *others: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__, parents=[shared, *others])
         sub.set_defaults(run=run)
         return sub
 
@@ -175,10 +171,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--check", type=Path, metavar="FILE", help="an annotation JSON or a manifest to check instead")
     sub.add_argument("--root", type=Path, help="folder that its paths start from (default: that of FILE)")
-    sub = command(study)
-    sub.add_argument("recipe", nargs="*", help=f"names of recipes, or {', '.join(EXPERIMENTS)}; all of them without")
+    rooted = argparse.ArgumentParser(add_help=False)
+    rooted.add_argument("--data-root", type=Path, metavar="DIR", help="public sets (default: $AUDIOLM_DATA_ROOT)")
+    sub = command(study, rooted)
+    sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, STUDY_HELP
+    sub.add_argument("recipe", nargs="*", help=f"recipes, or {', '.join(EXPERIMENTS)}; without any all but full ones")
     sub.add_argument("--fresh", action="store_true", help="train again though a matching result exists")
-    sub = command(evaluate)
+    sub = command(evaluate, rooted)
     sub.add_argument("recipe", help="name of the recipe")
     sub = command(transcribe)
     sub.add_argument("files", nargs="+", metavar="FILE", help=f"audio of at most {MAX_CLIP_S:.0f} s")
@@ -224,6 +223,8 @@ def show_warning(message: Warning | str, *_: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, or 1 after an error; wrong usage exits with 2."""
     args = build_parser().parse_args(argv)
+    if getattr(args, "data_root", None) is not None:
+        os.environ["AUDIOLM_DATA_ROOT"] = str(args.data_root)
     with warnings.catch_warnings():
         warnings.showwarning = show_warning  # type: ignore[assignment]
         try:

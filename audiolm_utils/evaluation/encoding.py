@@ -38,7 +38,7 @@ def padding_cost(
         audio = np.resize(clip, round(duration * SAMPLE_RATE)).astype(np.float32)
         for mode, samples in (("real", len(audio)), ("padded", MAX_SAMPLES)):
             features = processor.audio_features([np.pad(audio, (0, samples - len(audio)))])
-            inputs[duration, mode] = [tensor.to(device) for tensor in features.values()]
+            inputs[duration, mode] = [features[name].to(device) for name in ("input_features", "feature_lengths")]
     functions = {f"{d} {mode}": partial(encoder.forward, *tensors) for (d, mode), tensors in inputs.items()}
     timings = measure_together(functions, warmup=2, repeats=repeats, device=device)
     rows = []

@@ -17,6 +17,7 @@ from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
 from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.data.sources import recording_of
 from audiolm_utils.data.text import spoken_words
+from audiolm_utils.data.wheels import DownloadError
 from audiolm_utils.evaluation.captions import MissingToolError, cider_d, spice, spider
 from audiolm_utils.evaluation.metrics import bootstrap_ci, normalize_english, per, phone_errors, wer, word_errors
 from audiolm_utils.evaluation.semantic import sbert_sim
@@ -177,8 +178,8 @@ def score_captions(
     not compare.
 
     Args:
-        further: names of `CAPTION_SCORES` to add. One that this machine has no tools for is absent from the result,
-            and a warning says how to get them.
+        further: names of `CAPTION_SCORES` to add. One whose tools this machine neither has nor can fetch is absent
+            from the result, and a warning says how to get them.
 
     Returns:
         cider_d (0 to 10), ci95 [low, high], n, recordings, and the further scores by name.
@@ -191,7 +192,7 @@ def score_captions(
     for name in further:
         try:
             result[name] = round(CAPTION_SCORES[name](hypotheses, references)[0], 4)
-        except MissingToolError as error:
+        except (MissingToolError, DownloadError) as error:
             warnings.warn(f"{name} is left out. {error}", stacklevel=2)
     return result
 

@@ -1,4 +1,4 @@
-"""Saving and loading what a model learned: connector and adapters in safetensors, frozen parts by reference."""
+"""Saving and loading what a model learned: connector, adapters and routers in safetensors, other parts by reference."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.llm import is_adapter
+from audiolm_utils.models.routing import is_router
 
 if TYPE_CHECKING:
     from typing import Self
@@ -31,8 +32,9 @@ class OwnWeights(Base):
     """The part of [`AudioLMForConditionalGeneration`] that reads and writes its own weights, strictly."""
 
     def own_state_dict(self) -> dict[str, torch.Tensor]:
-        """Connector and adapter tensors: everything but the frozen parts."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(FROZEN_PARTS) or is_adapter(k)}
+        """Connector, adapter and router tensors: everything but the frozen parts."""
+        state = self.state_dict()
+        return {k: v for k, v in state.items() if not k.startswith(FROZEN_PARTS) or is_adapter(k) or is_router(k)}
 
     def load_own_state_dict(self, state: dict[str, torch.Tensor], origin: str = "state dict") -> None:
         """Load connector and adapters strictly.

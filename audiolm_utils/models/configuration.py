@@ -11,6 +11,7 @@ from audiolm_utils.models.projector import ProjectorConfig
 
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR_TARGETS = (*ATTENTION_TARGETS, "gate_proj", "up_proj", "down_proj")
+EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")  # `target_parameters` of LoRA on experts
 LORA_TARGETS = {"attention": ATTENTION_TARGETS, "all-linear": ALL_LINEAR_TARGETS}
 LLM_PRECISIONS = (*DTYPES, "nf4")
 LLM_BACKENDS = ("transformers", "unsloth")

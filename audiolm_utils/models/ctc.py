@@ -68,11 +68,12 @@ class CTCHead(nn.Module):
         """CTC loss summed over rows; targets are lists of LLM token ids.
 
         A target longer than its audio tokens can carry gives no gradient instead of an infinite one, and a row
-        without a target (a clip of another task) gives neither loss nor gradient.
+        without a target (a clip of another task) gives neither loss nor gradient. Without any target the gradient is
+        zeros, not absent, so that each of several processes has one.
         """
         spoken = [row for row, target in enumerate(targets) if len(target)]
         if not spoken:
-            return log_probs.new_zeros(())
+            return log_probs[:0].sum()
         targets = [targets[row] for row in spoken]
         classes = [self.classes(t) for t in targets]
         return nn.functional.ctc_loss(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from audiolm_utils.models.experts import check_llama
 
 
 def keep_layers(llm: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
@@ -31,4 +34,36 @@ def keep_layers(llm: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     llm.config.num_hidden_layers = len(layers)
     if getattr(llm.config, "layer_types", None):
         llm.config.layer_types = [llm.config.layer_types[layer] for layer in layers]
+    return llm
+
+
+@torch.no_grad()
+def keep_neurons(llm: LlamaForCausalLM, count: int, importance: torch.Tensor) -> LlamaForCausalLM:
+    """Leave each feed-forward layer of a Llama its most important neurons, in place, and return it.
+
+    A neuron is a row of the gate and of the up projection with its column of the down projection (LLM-Pruner, Ma et al.
+    2023). A layer's output is a sum over its neurons: the others' parts are missing, nothing else changes.
+
+    Args:
+        llm: the dense model.
+        count: neurons that stay in each layer.
+        importance: (layers, neurons), the more the better, such as [`neuron_importance`].
+
+    Raises:
+        TypeError: see [`check_llama`].
+        ValueError: `importance` has another shape, or `count` is not from 1 to the neurons of a layer.
+    """
+    check_llama(llm)
+    shape = (llm.config.num_hidden_layers, llm.config.intermediate_size)
+    if importance.shape != shape:
+        raise ValueError(f"importance has the shape {tuple(importance.shape)}; expected {shape}, one of each neuron")
+    if not 1 <= count <= shape[1]:
+        raise ValueError(f"count is {count}; expected 1 to {shape[1]} of the neurons of a layer")
+    for layer, scores in zip(llm.model.layers, importance, strict=True):
+        kept, mlp = scores.topk(count).indices.sort().values, layer.mlp
+        for projection in (mlp.gate_proj, mlp.up_proj):
+            projection.weight.data, projection.out_features = projection.weight.data[kept], count
+        mlp.down_proj.weight.data, mlp.down_proj.in_features = mlp.down_proj.weight.data[:, kept], count
+        mlp.intermediate_size = count
+    llm.config.intermediate_size = count
     return llm

@@ -180,3 +180,13 @@ def check_pass(llm: PreTrainedModel, precision: str, *, learns: bool) -> None:
     if precision == "int8" and learns and torch.is_grad_enabled():
         raise ValueError("an int8 LLM passes no gradient on: train with llm_precision 'fp32', 'bf16' or 'nf4'")
     check_autocast(llm)
+
+
+def one_product(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Give the output layer its input (B, S, D) with the strides of a fresh tensor.
+
+    `generate` asks for the last position only, a slice (B, 1, D), of which torch 2.13 makes B products; on a CPU in
+    bfloat16 it copies the whole layer for them.
+    """
+    hidden, *rest = args
+    return hidden.flatten(0, -2).contiguous().unflatten(0, hidden.shape[:-1]), *rest

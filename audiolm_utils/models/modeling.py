@@ -17,10 +17,20 @@ from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.ctc import CTCHead
 from audiolm_utils.models.joint_decoding import CTCLogitsProcessor
 from audiolm_utils.models.listening import AUDIO_INPUTS, Listening
-from audiolm_utils.models.llm import add_lora, check_pass, embedding_rms, is_adapter, load_llm, plain_config, settle
+from audiolm_utils.models.llm import (
+    add_lora,
+    check_pass,
+    embedding_rms,
+    is_adapter,
+    load_llm,
+    one_product,
+    plain_config,
+    settle,
+)
 from audiolm_utils.models.outputs import AudioLMOutput, AudioTokens
 from audiolm_utils.models.precision import cast
 from audiolm_utils.models.projector import Projector
+from audiolm_utils.models.routing import balance_loss
 from audiolm_utils.models.splice import IGNORE_INDEX, Spliced, splice
 from audiolm_utils.models.weights import resolve
 from audiolm_utils.models.whisper import SpeechEncoder
@@ -29,8 +39,9 @@ from audiolm_utils.models.whisper import SpeechEncoder
 class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
     """SALMONN's recipe (Tang et al. 2024) on transformers: frozen encoders, trained projector, LLM with LoRA.
 
-    Frozen parts are kept by reference: `save_pretrained` writes the projector, the CTC head and the
-    adapters only, and `from_pretrained` loads the rest from `config.speech_model`, `audio_model` and `text_model`.
+    Frozen parts are kept by reference: `save_pretrained` writes the projector, the CTC head, the adapters and the
+    routers of an LLM with experts only, and `from_pretrained` loads the rest from `config.speech_model`, `audio_model`
+    and `text_model`.
     """
 
     config_class = AudioLMConfig
@@ -56,13 +67,13 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
             add_lora(self.language_model, config.lora)
         if config.speech_lora:
             add_lora(self.speech_encoder, config.speech_lora)
-        self.language_model.get_output_embeddings().register_forward_pre_hook(_one_product)
+        self.language_model.get_output_embeddings().register_forward_pre_hook(one_product)
         embedding = self.language_model.get_input_embeddings()
         width, rms = embedding.embedding_dim, embedding_rms(self.language_model)
         streams = [part.hidden_size for part in (self.speech_encoder, self.audio_encoder) if part is not None]
         self.projector = Projector(config.projector_config, streams, width, rms)
         self.ctc = CTCHead(config.ctc_vocab_size, width, rms) if config.ctc_vocab_size else None
-        self.ctc_weight = 0.0
+        self.ctc_weight = self.router_loss_weight = 0.0
         self.post_init()
 
     def init_weights(self) -> None:
@@ -136,7 +147,8 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
             audio: see [`embed_audio`]; without any the batch is text.
 
         Raises:
-            ValueError: a row's placeholders differ from its audio tokens, or neither prompts nor labels are given.
+            ValueError: a row's placeholders differ from its audio tokens, neither prompts nor labels are given, or
+                `router_loss_weight` is above 0 and the LLM has no experts.
         """
         if input_ids is None or attention_mask is None:
             return self._aligned(labels, num_items_in_batch, audio)
@@ -145,6 +157,8 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
         spliced = self._splice(tokens, input_ids, attention_mask, labels, "right")
         inputs: dict[str, Any] = {"inputs_embeds": spliced.inputs_embeds, "attention_mask": spliced.attention_mask}
         inputs |= {"use_cache": False, "output_hidden_states": output_hidden_states}
+        if self.router_loss_weight:
+            inputs["output_router_logits"] = True
         decoded = self.language_model.get_decoder()(**inputs)
         hidden = decoded.last_hidden_state
         head = self.language_model.get_output_embeddings()
@@ -157,14 +171,19 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
         total = nn.functional.cross_entropy(logits, targets[wanted], reduction="sum")
         num_items = num_items_in_batch if num_items_in_batch is not None else wanted.sum()
         loss = total / num_items
-        lm_loss, ctc_loss = loss.detach(), None
+        lm_loss, ctc_loss, router_loss = loss.detach(), None, None
         if self.ctc_weight and ctc_labels is not None and self.ctc is not None and tokens.log_probs is not None:
             rows = [row[row != IGNORE_INDEX].tolist() for row in ctc_labels]
             ctc = self.ctc.loss(tokens.log_probs, tokens.counts, rows)
             loss = loss + self.ctc_weight * ctc / num_items
             ctc_loss = ctc.detach() / max(1, sum(map(len, rows)))
+        if self.router_loss_weight:
+            balance = balance_loss(self.language_model, decoded, spliced.attention_mask)
+            loss = loss + self.router_loss_weight * balance * wanted.sum() / num_items  # by the batch's share of a step
+            router_loss = balance.detach()
         layers = tuple(layer[:, :-1][wanted] for layer in decoded.hidden_states) if output_hidden_states else None
-        return AudioLMOutput(loss=loss, logits=logits, lm_loss=lm_loss, ctc_loss=ctc_loss, hidden_states=layers)
+        losses = {"loss": loss, "lm_loss": lm_loss, "ctc_loss": ctc_loss, "router_loss": router_loss}
+        return AudioLMOutput(**losses, logits=logits, hidden_states=layers)
 
     def _aligned(
         self,
@@ -193,16 +212,8 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
     ) -> Spliced:
         embeds = self.language_model.get_input_embeddings()(input_ids)
         is_audio = (input_ids == self.config.audio_token_id) & attention_mask.bool()
-        return splice(
-            embeds,
-            attention_mask,
-            is_audio,
-            tokens.inputs,
-            tokens.counts,
-            tokens.keep,
-            labels,
-            padding_side=side,
-        )
+        heard = (tokens.inputs, tokens.counts, tokens.keep)
+        return splice(embeds, attention_mask, is_audio, *heard, labels, padding_side=side)
 
     @torch.no_grad()
     def generate(
@@ -232,16 +243,6 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
             raise ValueError("ctc_decode_weight needs a CTC head: set ctc_vocab_size in the model's configuration")
         end_ids = list(end) if isinstance(end, list | tuple) else [end]
         return CTCLogitsProcessor(tokens.log_probs, tokens.counts, self.ctc.token_ids, end_ids, weight)
-
-
-def _one_product(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Give the output layer its input (B, S, D) with the strides of a fresh tensor.
-
-    `generate` asks for the last position only, a slice (B, 1, D), of which torch 2.13 makes B products; on a CPU in
-    bfloat16 it copies the whole layer for them.
-    """
-    hidden, *rest = args
-    return hidden.flatten(0, -2).contiguous().unflatten(0, hidden.shape[:-1]), *rest
 
 
 AutoModel.register(AudioLMConfig, AudioLMForConditionalGeneration)

@@ -26,8 +26,8 @@ class AudioLMOutput(ModelOutput):
     """Losses and logits of one forward pass.
 
     Attributes:
-        loss: scalar, LM loss plus weighted CTC loss, both a labelled token; None without labels.
-        lm_loss, ctc_loss: its parts, detached scalars; ctc_loss a CTC target token.
+        loss: scalar, LM loss plus weighted CTC and router loss, a labelled token; None without labels.
+        lm_loss, ctc_loss, router_loss: its parts, detached scalars; ctc_loss a CTC target token.
         logits: (labelled positions, V) with labels, else (B, V) of each row's last position.
         hidden_states: where asked, (labelled positions, D) of the LLM's inputs and of each layer; the last is normed.
     """
@@ -36,4 +36,5 @@ class AudioLMOutput(ModelOutput):
     logits: torch.Tensor | None = None
     lm_loss: torch.Tensor | None = None
     ctc_loss: torch.Tensor | None = None
+    router_loss: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None

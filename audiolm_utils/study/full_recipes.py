@@ -11,7 +11,9 @@ from typing import Any
 
 from audiolm_utils.evaluation.architectures import STUDY, Design
 from audiolm_utils.models.projector import ProjectorConfig
+from audiolm_utils.study.full_size import CLIP_S, EXPERIMENT
 from audiolm_utils.study.recipe import Recipe, Stage
+from audiolm_utils.study.results import read_result, result_path
 
 SPEECH_MODELS = {
     "Whisper-large-v2": "openai/whisper-large-v2",
@@ -34,6 +36,7 @@ UNSLOTH_BUILDS = {  # quantised by unsloth; any backend loads them
 # Special tokens that the chat formats leave unused. unsloth pads Qwen with <|vision_pad|>: that one is taken.
 AUDIO_TOKENS = {"Llama": "<|reserved_special_token_0|>", "Qwen": "<|image_pad|>", "Distill": "<|image_pad|>"}
 
+DAY_S = 86_400
 # bytedance/SALMONN, configs/config.yaml: 30 epochs of 3,000 steps of 8 clips, from a learning rate of 3e-5
 SALMONN: dict[str, Any] = {
     "objective": "lm",
@@ -85,3 +88,18 @@ def _text_model(row: str, design: Design) -> str:
 
 
 FULL_RECIPES = {row: full_recipe(row) for row in STUDY}
+
+
+def cpu_time(recipe: Recipe) -> str:
+    """How long the training of a full recipe would take on the CPU that measured the rows at full size, in words.
+
+    A lower bound: a clip costs its way to the first token, and the LLM's reading of it once more for the gradients. A
+    recipe of another name is taken for the base.
+    """
+    measured = read_result(result_path(EXPERIMENT))
+    name = next((row for row, known in FULL_RECIPES.items() if known.name == recipe.name), "base")
+    row = next(row for row in measured["rows"] if (row["row"], row["mode"]) == (name, "real length"))
+    seconds = {part["part"]: part["median"] for part in measured["parts"]}
+    clips = sum(stage.steps * stage.batch_size * stage.accumulation for stage in recipe.stages)
+    days = clips * (row["ttft_s"] + seconds[row["parts"][-1]]) / DAY_S
+    return f"{clips:,} clips of {CLIP_S:.0f} s take {measured['machine']['cores']} cores at least {days:.1f} days"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from audiolm_utils.data.annotations import AudioItem, resolve_path
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
@@ -28,9 +29,15 @@ Model = tuple[AudioLMForConditionalGeneration, AudioLMProcessor]
 Rows = list[dict[str, Any]]
 
 
-def load_folder(folder: Path) -> Model:
-    """A saved model and its processor, in eval mode; frozen parts are fetched where absent."""
-    return AudioLMForConditionalGeneration.from_pretrained(folder), AudioLMProcessor.from_pretrained(folder)
+def device_of(recipe: Recipe) -> str:
+    """Where a recipe's model answers: a full one on CUDA where that is, else on the CPU, as pocket ones always do."""
+    return "cuda" if recipe.scale == "full" and torch.cuda.is_available() else "cpu"
+
+
+def load_folder(folder: Path, device: str = "cpu") -> Model:
+    """A saved model and its processor, in eval mode on a device; frozen parts are fetched where absent."""
+    model = AudioLMForConditionalGeneration.from_pretrained(folder)
+    return model if device == "cpu" else model.to(device), AudioLMProcessor.from_pretrained(folder)
 
 
 def measure_quality(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], Rows]:
@@ -75,15 +82,17 @@ def _measure_asr(recipe: Recipe, model: Model, items: Sequence[AudioItem], root:
     return scores, rows
 
 
-def measure_efficiency(folder: Path, clip: np.ndarray) -> dict[str, Any]:
+def measure_efficiency(folder: Path, clip: np.ndarray, device: str = "cpu") -> dict[str, Any]:
     """Times of a clip's answer by part, padded against real-length encoding, bytes of weights, and the memory peak of a
-    fresh process that answers the clip."""
-    model, processor = load_folder(folder)
+    fresh process that answers the clip, all on one device."""
+    model, processor = load_folder(folder, device)
     row = profile_answer(model, processor, clip, test_prompt("asr"))
     return row | {
         "padding": padding_cost(model.speech_encoder, processor, clip),
         "weights_bytes": weights_bytes(model),
-        "peak_memory_bytes": peak_memory_bytes(partial(_answer, clip), prepare=partial(load_folder, folder)),
+        "peak_memory_bytes": peak_memory_bytes(
+            partial(_answer, clip), prepare=partial(load_folder, folder, device), device=device
+        ),
     }
 
 

@@ -14,7 +14,7 @@ from audiolm_utils.training.distill import Distillation
 
 TRAINING_VERSION = 1  # raise it when models/ or training/ change what training gives, other random draws apart
 FRAME_STACK = ProjectorConfig(kind="mlp", window_frames=3, num_layers=0, num_attention_heads=6)
-TRAINABLE_PARTS = ("projector", "ctc", "speech_lora", "lora")
+TRAINABLE_PARTS = ("projector", "ctc", "speech_lora", "lora", "router")
 LATER = {"later": True}  # marks a field that was added after rows were measured; see `Recipe.fingerprint`
 
 
@@ -40,6 +40,7 @@ class Stage:
         minutes: how long it trains at most, or None: by the clock, on a CPU processor time a thread. The learning rate
             then follows the time and not the steps, so give more steps than can fit; see [`TimeLimit`]. What a teacher
             is asked before training does not count.
+        router_loss_weight: weight of the loss that keeps an LLM's experts in balance, see [`balance_loss`].
     """
 
     name: str
@@ -60,6 +61,7 @@ class Stage:
     views: AugmentedViews | None = field(default=None, metadata=LATER)
     distill: Distillation | None = field(default=None, metadata=LATER)
     minutes: float | None = field(default=None, metadata=LATER)
+    router_loss_weight: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         if unknown := set(self.trainable) - set(TRAINABLE_PARTS):
@@ -81,8 +83,9 @@ class Stage:
                 f"stage {self.name!r} keeps a teacher's logits of clips that span_mask or wave_augment change every "
                 "time: set top_k=None, or augment by views"
             )
-        if self.ctc_weight and distill.method != "sequence" and not distill.label_weight:
-            raise ValueError(f"stage {self.name!r} has a ctc_weight that label_weight=0 takes away: set one of the two")
+        for name in ("ctc_weight", "router_loss_weight"):
+            if getattr(self, name) and distill.method != "sequence" and not distill.label_weight:
+                raise ValueError(f"stage {self.name!r} has a {name} that label_weight=0 takes away: set one of the two")
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,11 @@ class Recipe:
             raise ValueError(
                 f"recipe {self.name!r} trains through the LLM in stage {through[0]!r}, and int8 passes no gradient on; "
                 "set llm_precision to 'nf4', 'bf16' or 'fp32'"
+            )
+        if self.llm_precision != "fp32" and (routed := [s.name for s in self.stages if "router" in s.trainable]):
+            raise ValueError(
+                f"recipe {self.name!r} trains the router in stage {routed[0]!r}, and llm_precision "
+                f"{self.llm_precision!r} rounds its small steps away; set it to 'fp32'"
             )
 
     def config(self, audio_token_id: int, ctc_vocab_size: int) -> AudioLMConfig:

@@ -17,6 +17,7 @@ from audiolm_utils.study.recipe import Recipe
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "data" / "results"
+OTHER_SCORES = ("cider_d", "accuracy", "per")  # of what is not transcribed
 
 
 def result_path(recipe: Recipe, folder: Path = RESULTS) -> Path:
@@ -86,7 +87,7 @@ def results_table(folder: Path = RESULTS) -> pd.DataFrame:
         efficiency = row.get("efficiency", {})
         for test_set, scores in row.get("quality", {}).items():
             line = {"scale": row["scale"], "recipe": row["recipe"], "test set": test_set}
-            for name in ("wer", "joint_wer", "ctc_wer", "reference_decoder_wer", "cascade_wer", "n"):
+            for name in ("wer", "joint_wer", "ctc_wer", "reference_decoder_wer", "cascade_wer", *OTHER_SCORES, "n"):
                 if name in scores:
                     line[name] = scores[name]
             if "ci95" in scores:

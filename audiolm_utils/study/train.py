@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
@@ -16,11 +18,13 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from audiolm_utils.data.annotation_table import AnnotationTable
 from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.models.chat import audio_token_id, load_tokenizer
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
+from audiolm_utils.models.routing import is_router
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.training.callbacks import TimeLimit
 from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary
@@ -28,11 +32,13 @@ from audiolm_utils.training.distill import DistillationTrainer
 from audiolm_utils.training.encoding import encode_items
 from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
 
+STAGE_ROW = "stage.json"  # stands in the folder of a stage that is finished
 PARTS = {
     "projector": lambda name: name.startswith("projector."),
     "ctc": lambda name: name.startswith("ctc."),
     "speech_lora": lambda name: name.startswith("speech_encoder.") and "lora_" in name,
     "lora": lambda name: name.startswith("language_model.") and "lora_" in name,
+    "router": lambda name: name.startswith("language_model.") and is_router(name),
 }
 
 
@@ -54,8 +60,14 @@ def select_trainable(model: AudioLMForConditionalGeneration, parts: Sequence[str
         parameter.requires_grad_(any(PARTS[part](name) for part in parts))
 
 
-def stage_items(stage: Stage, items: Sequence[AudioItem]) -> list[AudioItem]:
-    """The stage's training items: recordings `prompt_repeats` times, synthetic speech once."""
+def stage_items(stage: Stage, items: Sequence[AudioItem]) -> Sequence[AudioItem]:
+    """The stage's training items: recordings `prompt_repeats` times, synthetic speech once; a table of a table."""
+    if isinstance(items, AnnotationTable):
+        of_split, of_tasks = (items.columns[name] for name in ("split", "task"))
+        chosen = pc.and_(pc.equal(of_split, "train"), pc.is_in(of_tasks, pa.array(stage.tasks)))
+        rows = items.columns.filter(chosen)
+        others = rows.filter(pc.not_equal(rows["source"], "tts"))
+        return AnnotationTable(pa.concat_tables([rows] + [others] * (stage.prompt_repeats - 1)))
     train = [i for i in items if i.split == "train" and i.task in stage.tasks]
     recorded = [i for i in train if i.source != "tts"]
     return train + recorded * (stage.prompt_repeats - 1)
@@ -69,15 +81,16 @@ def train_stage(
     items: Sequence[AudioItem],
     folder: Path,
     teacher: AudioLMForConditionalGeneration | None = None,
+    root: Path | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Train one stage on the items of its tasks, in place; see [`fit_stage`]."""
+    """Train one stage on the items of its tasks, in place; see [`fit_stage`]. Paths start from `root`, or the cache."""
 
     def data() -> tuple[AudioDataset, Collator]:
-        root, seed, chosen = cache_dir(), recipe.seed + stage.seed_offset, stage_items(stage, items)
+        audio, seed, chosen = root or cache_dir(), recipe.seed + stage.seed_offset, stage_items(stage, items)
         cache = None
         if not stage.from_audio:
-            cache = encode_items(model, processor, chosen, root, root / "features", views=stage.views)
+            cache = encode_items(model, processor, chosen, audio, cache_dir() / "features", views=stage.views)
         collator = Collator(
             processor,
             stage.objective,
@@ -86,7 +99,7 @@ def train_stage(
             span_mask=stage.span_mask,
             seed=seed,
         )
-        return AudioDataset(chosen, root, cache, stage.views, seed), collator
+        return AudioDataset(chosen, audio, cache, stage.views, seed), collator
 
     return fit_stage(recipe, stage, model, data, folder, teacher, **arguments)
 
@@ -135,14 +148,14 @@ def fit_stage(
         ValueError: the stage distils and no teacher is given; see also [`DistillationTrainer`].
         RuntimeError: several processes train a stage of some minutes; see [`TimeLimit`].
     """
-    done = folder / "stage.json"
+    done = folder / STAGE_ROW
     if done.is_file():
         model.load_own_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), origin=str(folder))
         return json.loads(done.read_text(encoding="utf-8"))
     if stage.distill and teacher is None:
         raise ValueError(f"stage {stage.name!r} distils and has no teacher: give train_stage or fit_stage the model")
     select_trainable(model, stage.trainable)
-    model.ctc_weight = stage.ctc_weight
+    model.ctc_weight, model.router_loss_weight = stage.ctc_weight, stage.router_loss_weight
     args = training_arguments(
         folder,
         max_steps=stage.steps,

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import BatchFeature
 
+from audiolm_utils.data.annotation_table import AnnotationTable
 from audiolm_utils.data.annotations import AudioItem, resolve_path
 from audiolm_utils.data.audio import load_audio
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask, WaveAugment, sample_rng
@@ -34,7 +35,7 @@ class AudioDataset(Dataset):
     item that stands in `items` several times has its own draws each time.
 
     Args:
-        items: what to read.
+        items: what to read; a table stays one, so that millions of rows are no millions of objects.
         root: the folder that the items' paths start from.
         cache: encoder features by item id; see [`encode_items`].
         views: augmented views that the cache holds, one of which is drawn; None gives the clean features.
@@ -51,7 +52,8 @@ class AudioDataset(Dataset):
     ) -> None:
         if views is not None and cache is None:
             raise ValueError("views are read from a cache: give the one that encode_items returns, or no views")
-        self.items, self.root, self.cache, self.views, self.seed = list(items), Path(root), cache, views, seed
+        self.items = items if isinstance(items, AnnotationTable) else list(items)
+        self.root, self.cache, self.views, self.seed = Path(root), cache, views, seed
         seen: Counter[str] = Counter()
         self.repeats = []
         for item in self.items:

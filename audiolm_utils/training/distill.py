@@ -143,7 +143,7 @@ class DistillationTrainer(AudioLMTrainer):
         ours = model(**inputs, num_items_in_batch=num_items_in_batch, **hidden)
         per_token = self._per_token(ours, inputs)
         loss = per_token.sum() / (num_items_in_batch if num_items_in_batch is not None else len(per_token))
-        if self.distill.label_weight :
+        if self.distill.label_weight and not generated:
             loss = loss + self.distill.label_weight * ours.loss
         return AudioLMOutput(loss=loss, logits=ours.logits, lm_loss=ours.lm_loss, ctc_loss=ours.ctc_loss)
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import patch_environment
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -20,6 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.models.outputs import AudioLMOutput
 from audiolm_utils.models.splice import IGNORE_INDEX
+from audiolm_utils.training.sharding import LAUNCHED, fsdp_launched, shard_llm
 
 PATIENCE_S = 6 * 3600  # how long processes wait for the first one, which encodes a stage's data
 
@@ -91,12 +94,14 @@ class EpochOrder(TrainerCallback):
 class AudioLMTrainer(Trainer):
     """Trainer for either objective of [`AudioLMForConditionalGeneration`].
 
+    Where accelerate was launched with FSDP, the LLM's frozen layers are cut among the processes, see [`shard_llm`].
+
     Args:
         objective: "ctc" trains on CTC targets without prompts, "lm" on answers to prompts; see the model's `forward`.
         learning_rates: learning rate by the start of a parameter's name; others use `args.learning_rate`.
 
     Raises:
-        ValueError: accelerate was launched with FSDP.
+        ValueError: FSDP is asked in the training arguments, with other settings than ours, or for an LLM in 4 bits.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -105,14 +110,30 @@ class AudioLMTrainer(Trainer):
         self, *args: Any, objective: str = "lm", learning_rates: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled:
-            raise ValueError(
-                "FSDP cannot cut up this model: its CTC head has scalar parameters and reads the LLM's embeddings from "
-                "outside of their layer. Use configs/accelerate/ddp.yaml, with a quantised LLM where memory is short"
-            )
         self._loss_shifts_labels = objective == "lm"  # CTC has a target in the first column too
         self.learning_rates = learning_rates or {}
         self.add_callback(EpochOrder)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator, for DDP where FSDP is launched too: cutting the LLM is left to [`shard_llm`]."""
+        if self.args.fsdp:
+            raise ValueError("fsdp is no training argument here: launch with configs/accelerate/fsdp.yaml instead")
+        self.shards_llm = fsdp_launched() and self.args.world_size > 1
+        with patch_environment(**{LAUNCHED: "false"}):
+            super().create_accelerator_and_postprocess()
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if self.shards_llm:
+            shard_llm(model, device)
+        super()._move_model_to_device(model, device)
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        """Wrap a model with a cut LLM for DDP, which accelerate refuses to do though DDP sees nothing that is cut."""
+        wrapped = super()._wrap_model(model, training, dataloader)
+        if self.shards_llm and training and wrapped is self.model:
+            prepared = self.accelerator.prepare_model(wrapped, device_placement=False, evaluation_mode=True)
+            wrapped = DistributedDataParallel(prepared, **self.accelerator.ddp_handler.to_kwargs())
+        return wrapped
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

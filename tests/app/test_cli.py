@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -144,10 +145,39 @@ def test_bench_prints_its_tables_and_passes_fresh_on(monkeypatch, capsys):
     assert capsys.readouterr().out == "tables, fresh: False\ntables, fresh: True\n"
 
 
-def test_study_refuses_several_processes(monkeypatch, capsys):
+def test_of_several_processes_each_runs_a_recipe_and_the_first_prints(monkeypatch, capsys):
+    ran = []
+    provide(monkeypatch, "audiolm_utils.study.run", run_or_load=lambda recipe, fresh: ran.append(recipe) or {})
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert cli.main(["study", "pocket-quick"]) == 1
-    assert "study runs in one process, and 2 were launched" in capsys.readouterr().err
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["study", "full-base"]) == 0
+        assert capsys.readouterr().out == ("{}\n" if rank == "0" else "")
+    assert ran == ["full-base", "full-base"]
+
+
+@pytest.mark.parametrize("names", [["encoders"], ["pocket-quick", "encoders"], []])
+def test_experiments_refuse_several_processes_before_any_recipe_runs(monkeypatch, capsys, names):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    provide(monkeypatch, "audiolm_utils.study.run", run_or_load=lambda *_, **__: pytest.fail("it ran"))
+    assert cli.main(["study", *names]) == 1
+    assert "encoders" in (error := capsys.readouterr().err) and "run in one process, and 2 were launched" in error
+
+
+@pytest.mark.parametrize("command", ["study", "evaluate"])
+def test_a_data_root_is_looked_below(monkeypatch, capsys, command, tmp_path):
+    monkeypatch.setenv("AUDIOLM_DATA_ROOT", "elsewhere")  # put back afterwards
+    assert cli.main([command, "full-base", "--data-root", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error if command == "study" else "full-base.json" in error
+    assert os.environ["AUDIOLM_DATA_ROOT"] == str(tmp_path)
+
+
+def test_an_unknown_recipe_is_named_with_the_full_ones(capsys):
+    assert cli.main(["study", "full-bass"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "audiolm: recipe 'full-bass' is unknown; expected one of pocket-quick, full-b"
+    )
 
 
 def test_the_study_at_full_size_has_one_name():

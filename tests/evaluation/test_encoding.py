@@ -7,8 +7,9 @@ from audiolm_utils.evaluation.encoding import padding_cost
 from tests import tiny
 
 
-def test_rows_hold_both_modes_and_agree_where_nothing_is_padded(parts):
-    model, processor = tiny.build(parts)
+@pytest.mark.parametrize("audio_model", [None, "beats"])
+def test_rows_hold_both_modes_and_agree_where_nothing_is_padded(parts, audio_model):
+    model, processor = tiny.build(parts, audio_model=audio_model)
     clip = np.sin(np.arange(16_000) * 0.05).astype(np.float32)
     short, full = padding_cost(model.speech_encoder, processor, clip, (0.5, 30.0), repeats=3)
     assert short["audio_s"] == 0.5

@@ -8,6 +8,7 @@ import torch
 
 from audiolm_utils.data import prompts
 from audiolm_utils.data.audio import load_audio
+from audiolm_utils.data.wheels import DownloadError
 from audiolm_utils.evaluation import evaluate
 from audiolm_utils.evaluation.evaluate import answer_items, answer_limit, score_asr, score_captions, score_qa
 from tests import tiny
@@ -170,6 +171,17 @@ def test_a_perfect_caption_with_one_reference_scores_ten():
     score = score_captions(described(*((t, t.capitalize() + ".", [t]) for t in texts)))
     assert score["cider_d"] == 10.0
     assert score["ci95"] == [10.0, 10.0]
+
+
+def test_a_caption_score_whose_model_cannot_be_fetched_is_left_out(monkeypatch):
+    def sbert_sim(hypotheses, references):
+        raise DownloadError("no network")
+
+    monkeypatch.setitem(evaluate.CAPTION_SCORES, "sbert_sim", sbert_sim)
+    rows = described(*((t, t, [t]) for t in ("a dog barks in the yard", "a bell rings three times")))
+    with pytest.warns(UserWarning, match="sbert_sim is left out. no network"):
+        score = score_captions(rows, further=["sbert_sim"])
+    assert set(score) == {"cider_d", "ci95", "n", "recordings"}
 
 
 def test_answers_to_questions_are_right_or_wrong_after_normalising():

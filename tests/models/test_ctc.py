@@ -57,7 +57,15 @@ def test_a_row_without_a_target_gives_neither_loss_nor_gradient(head):
     loss.backward()
     assert log_probs.grad[0].any()
     assert not log_probs.grad[1].any()
-    assert head.loss(log_probs, lengths, [[], []]) == 0
+
+
+def test_without_any_target_the_gradient_is_zeros_and_not_absent(head, table):
+    audio_tokens = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    loss = head.loss(head.log_probs(audio_tokens, table), torch.tensor([6, 6]), [[], []])
+    assert loss.item() == 0
+    loss.backward()
+    used = [audio_tokens, head.blank, head.log_scale, head.bias]
+    assert all(tensor.grad is not None and not tensor.grad.any() for tensor in used)
 
 
 def test_a_target_that_does_not_fit_gives_neither_loss_nor_gradient(head):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from audiolm_utils.models.configuration import EXPERT_PARAMETERS
 from audiolm_utils.models.folding import fold_adapters, lay_out_for_decoding, prepare_for_inference
 from audiolm_utils.models.llm import is_adapter
+from audiolm_utils.models.moe import MoEPlan
 from tests import tiny
 
 LORA = {**tiny.LORA, "target_modules": ["q_proj", "v_proj", "down_proj"]}
@@ -39,6 +41,22 @@ def test_layout_changes_strides_only(parts, batch):
     torch.testing.assert_close(model(**batch).logits, before, atol=1e-5, rtol=1e-5)
     output, table = model.language_model.get_output_embeddings(), model.language_model.get_input_embeddings()
     assert output.weight is table.weight  # still tied
+
+
+@torch.no_grad()
+def test_adapters_of_experts_are_folded_and_experts_laid_out(parts, batch, tmp_path):
+    mixture = str(tiny.write_mixture(parts, tmp_path, MoEPlan("shared", 4, 2, 0.5, "fitted")))
+    lora = {**tiny.LORA, "target_parameters": list(EXPERT_PARAMETERS)}
+    model, _ = tiny.build(parts, text_model=mixture, lora=lora)
+    plain, _ = tiny.build(parts, text_model=mixture)
+    before, answers = model(**batch).logits, model.generate(**batch, max_new_tokens=6)
+    prepare_for_inference(model)
+    assert not [name for name, _ in model.named_modules() if is_adapter(name)]
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert all(m.gate_up_proj.stride(1) == 1 for n, m in model.named_modules() if n.endswith(".experts"))
+    torch.testing.assert_close(model(**batch).logits, before, atol=1e-4, rtol=1e-4)
+    assert torch.equal(model.generate(**batch, max_new_tokens=6), answers)
+    assert (before - plain(**batch).logits).abs().max() > 0.1
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from transformers import AutoModel
 
 from audiolm_utils.models.listening import AUDIO_INPUTS
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
+from audiolm_utils.models.moe import MoEPlan
+from audiolm_utils.models.routing import is_router
 from tests import tiny
 
 VARIANTS = {
@@ -299,6 +301,32 @@ def test_the_loss_is_lm_plus_weighted_ctc(compressed):
     torch.testing.assert_close(output.lm_loss, plain.detach())
     torch.testing.assert_close(output.ctc_loss, model.align(batch["ctc_labels"], **audio_of(batch)).detach())
     assert output.loss > plain + 0.1
+
+
+def test_the_loss_has_the_weighted_router_loss_where_asked(parts, tmp_path):
+    plan = MoEPlan("shared", 4, 2, 0.5, "fitted")
+    model, processor = tiny.build(parts, text_model=str(tiny.write_mixture(parts, tmp_path, plan)))
+    batch = processor(TEXTS, audio=clips(), answers=ANSWERS)
+    plain = model(**batch)
+    assert plain.router_loss is None
+    model.router_loss_weight = 0.3
+    output = model(**batch)
+    torch.testing.assert_close(output.lm_loss, plain.loss.detach())
+    torch.testing.assert_close(output.loss, plain.loss + 0.3 * output.router_loss)
+    assert 2 < output.router_loss < 4
+    items = int((batch["labels"] != -100).sum())
+    torch.testing.assert_close(model(**batch, num_items_in_batch=2 * items).loss, output.loss / 2)
+    routers = [p.requires_grad_() for n, p in model.named_parameters() if is_router(n)]
+    output = model(**batch)
+    (output.loss - model(**batch).lm_loss).backward()
+    assert len(routers) == 4 and all(p.grad is not None for p in routers)
+
+
+def test_a_router_loss_needs_experts(parts):
+    model, processor = tiny.build(parts)
+    model.router_loss_weight = 0.3
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no experts to balance: set router_loss_weight=0"):
+        model(**processor(TEXTS, audio=clips(), answers=ANSWERS))
 
 
 def test_losses_of_micro_batches_add_up_to_that_of_the_large_batch(compressed):

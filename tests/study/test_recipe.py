@@ -31,6 +31,7 @@ OTHER_STAGE = {
     "views": AugmentedViews(NoiseAndGain()),
     "distill": Distillation(),
     "minutes": 5.0,
+    "router_loss_weight": 0.1,
 }
 DISTILLED = {
     "method": "hidden",
@@ -99,7 +100,8 @@ def test_the_fingerprint_repeats_and_follows_the_training_code(monkeypatch):
 
 def test_fields_that_came_later_leave_older_fingerprints_as_they_were():
     assert RECIPES["pocket-quick"].fingerprint() == "6ff988995db3"  # of the committed row and adapter
-    assert dataclasses.replace(STAGE, tasks=("asr",), views=None, distill=None, minutes=None) == STAGE
+    later = {"tasks": ("asr",), "views": None, "distill": None, "minutes": None, "router_loss_weight": 0.0}
+    assert dataclasses.replace(STAGE, **later) == STAGE
 
 
 def test_an_unknown_part_is_refused():
@@ -139,6 +141,7 @@ def test_the_fingerprint_changes_with_each_field_of_a_distillation(field):
         ({"distill": Distillation(top_k=4), "span_mask": SpanMask()}, "span_mask or wave_augment change.*top_k=None"),
         ({"distill": Distillation(top_k=4), "wave_augment": WaveAugment()}, "or augment by views"),
         ({"ctc_weight": 0.3}, "has a ctc_weight that label_weight=0 takes away"),
+        ({"router_loss_weight": 0.3}, "has a router_loss_weight that label_weight=0 takes away"),
     ],
 )
 def test_a_stage_that_cannot_distil_is_refused(fields, message):
@@ -159,6 +162,14 @@ def test_labels_beside_or_of_the_teacher_may_have_ctc():
     fixed = {"name": "speak", "steps": 5, "trainable": ("lora",), "objective": "lm", "ctc_weight": 0.3}
     for how in (Distillation(label_weight=1.0), Distillation("sequence")):
         assert Stage(distill=how, span_mask=SpanMask(), **fixed).distill == how
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "nf4"])
+def test_training_a_router_in_few_bits_is_refused(precision):
+    route = Stage("route", "lm", 10, ("router", "lora"))
+    with pytest.raises(ValueError, match=rf"trains the router in stage 'route', .* '{precision}' rounds .* to 'fp32'"):
+        Recipe("x", stages=(route,), llm_precision=precision)
+    assert Recipe("x", stages=(route,)).llm_precision == "fp32"
 
 
 def test_training_through_an_int8_llm_is_refused():

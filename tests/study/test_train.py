@@ -7,8 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from audiolm_utils.data.annotation_table import AnnotationTable
 from audiolm_utils.data.cache import cache_dir
+from audiolm_utils.models.configuration import EXPERT_PARAMETERS
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
+from audiolm_utils.models.moe import MoEPlan
+from audiolm_utils.models.routing import is_router
 from audiolm_utils.study.recipe import TRAINABLE_PARTS, Recipe, Stage
 from audiolm_utils.study.train import PARTS, build_model, select_trainable, stage_items, train_stage
 from audiolm_utils.training.distill import Distillation
@@ -45,20 +49,41 @@ def test_a_built_model_reads_what_training_texts_are_spelled_with(recipe, items)
     assert not torch.equal(other.projector.body.mix.weight, model.projector.body.mix.weight)
 
 
+@pytest.fixture
+def routed(parts, tmp_path) -> Recipe:
+    """A recipe on a mixture of experts, whose attention and experts have LoRA."""
+    mixture = tiny.write_mixture(parts, tmp_path / "mixture", MoEPlan("shared", 4, 2, 0.5, "fitted"))
+    lora = {**tiny.LORA, "target_parameters": list(EXPERT_PARAMETERS)}
+    recipe = tiny.make_recipe(parts, "routed", lora=lora, speech_lora=tiny.LORA, stages=(ALIGN,))
+    return replace(recipe, text_model=str(mixture))
+
+
 @pytest.mark.parametrize("part", TRAINABLE_PARTS)
-def test_exactly_the_named_parts_learn(recipe, items, part):
+def test_exactly_the_named_parts_learn(routed, items, part):
     assert PARTS.keys() == set(TRAINABLE_PARTS)
-    model, _ = build_model(recipe, items)
+    model, _ = build_model(routed, items)
     select_trainable(model, [part])
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
     prefix = {"lora": "language_model.", "speech_lora": "speech_encoder."}.get(part, f"{part}.")
     wanted = {n for n, _ in model.named_parameters() if n.startswith(prefix) and ("lora" not in part or "lora_" in n)}
+    if part == "router":
+        gates = ("gate", "shared_expert_gate")
+        wanted = {f"language_model.model.layers.{layer}.mlp.{gate}.weight" for layer in (0, 1) for gate in gates}
     assert learning == wanted != set()
 
 
 def test_prompts_are_repeated_and_only_training_speech_is_used(items):
     ids = [i.id for i in stage_items(replace(ALIGN, prompt_repeats=3), items)]
     assert sorted(ids) == sorted([f"item{n}" for n in range(4)] + ["prompt0", "prompt1"] * 3)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_table_gives_a_table_of_the_items_that_a_list_gives(items, repeats):
+    mixed = [*items, replace(items[0], id="other", task="QA", Q="Is it?", source="here")]
+    for tasks in (("asr",), ("asr", "QA")):
+        stage = replace(ALIGN, prompt_repeats=repeats, tasks=tasks)
+        table = stage_items(stage, AnnotationTable.from_items(mixed))
+        assert isinstance(table, AnnotationTable) and list(table) == stage_items(stage, mixed)
 
 
 def test_a_stage_trains_its_parts_and_writes_its_row(recipe, items, tmp_path):
@@ -180,3 +205,24 @@ def test_a_stage_of_some_minutes_ends_with_them_over_all_its_runs(recipe, items,
     assert row["minutes"] == pytest.approx(1, abs=0.06)
     assert 20 < row["steps"] < 60
     assert [step for step, _ in row["loss_curve"]] == list(range(1, row["steps"] + 1))
+
+
+def test_a_mixture_learns_its_router_and_comes_back(routed, items, tmp_path):
+    """Two steps of LoRA on attention and experts with the whole router, saved, loaded: the same answers."""
+    model, processor = build_model(routed, items)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    stage = Stage("route", "lm", 2, ("lora", "router"), batch_size=2, router_loss_weight=0.1)
+    train_stage(routed, stage, model, processor, items, tmp_path / "route", **QUIET)
+    assert model.router_loss_weight == 0.1
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert {k for k in changed if not is_router(k)} == {k for k in before if k.startswith("language_") and "lora_" in k}
+    assert {k for k in changed if is_router(k)} == {k for k in before if is_router(k)}
+    assert any(".experts." in k for k in changed)
+    saved = AudioLMForConditionalGeneration.from_pretrained(tmp_path / "route")
+    assert all(torch.equal(v, saved.state_dict()[k]) for k, v in model.state_dict().items())
+    prompts = processor(["Repeat.", "What is said?"], audio=[tiny.clip(0.5), tiny.clip(0.9)])
+    answers = [m.eval().generate(**prompts, max_new_tokens=8) for m in (model, saved)]
+    assert torch.equal(*answers)
+    fresh, _ = build_model(routed, items)
+    train_stage(routed, stage, fresh, processor, items, tmp_path / "route", **QUIET)  # finished: it is loaded
+    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in model.state_dict().items())

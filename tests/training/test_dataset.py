@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import WhisperFeatureExtractor
 
 from audiolm_utils.data import prompts
+from audiolm_utils.data.annotation_table import AnnotationTable
 from audiolm_utils.data.audio import AudioError, load_audio
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask, WaveAugment
 from audiolm_utils.models.processing import AudioLMProcessor
@@ -43,6 +44,17 @@ def test_a_sample_is_the_waveform_or_the_cached_features(items, cache, tmp_path)
     np.testing.assert_array_equal(plain[1]["audio"], load_audio(tmp_path / "1.wav"))
     np.testing.assert_array_equal(cached[1]["encoder_features"], cache["item1"])
     assert "audio" not in cached[1]
+
+
+def test_a_table_of_items_stays_one_and_gives_the_same_samples(items, tmp_path):
+    twice = [*items, items[0]]
+    listed, kept = AudioDataset(twice, tmp_path), AudioDataset(AnnotationTable.from_items(twice), tmp_path)
+    assert isinstance(kept.items, AnnotationTable)
+    assert kept.lengths() == listed.lengths()
+    for place in range(6):
+        sample, same = kept[place, 2], listed[place, 2]
+        assert {k: sample[k] for k in ("item", "epoch", "repeat")} == {k: same[k] for k in ("item", "epoch", "repeat")}
+        np.testing.assert_array_equal(sample["audio"], same["audio"])
 
 
 def test_an_unreadable_file_is_named_and_never_replaced(items, tmp_path):

@@ -1,4 +1,5 @@
-"""Two processes on the CPU (gloo) train what one process trains, stage by stage, with the code of a recipe.
+"""Two processes on the CPU (gloo) train what one process trains, stage by stage, with the code of a recipe: each with
+the whole LLM (DDP), or with a part of its layers (FSDP).
 
 Run as a module in a folder that `prepare` made, it is one of these processes.
 """
@@ -14,7 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import ClusterConfig
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask
@@ -23,6 +27,7 @@ from audiolm_utils.study.recipe import TRAINABLE_PARTS, Stage
 from audiolm_utils.study.train import build_model, share_batch, train_stage
 from audiolm_utils.training.callbacks import TimeLimit
 from audiolm_utils.training.distill import Distillation
+from audiolm_utils.training.sharding import LAUNCHED, SETTINGS
 from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
 from tests import tiny
 
@@ -52,6 +57,8 @@ STACK = ProjectorConfig(**{**tiny.MLP, "num_layers": 0})
 MODULE, ROOT = "tests.training.test_distributed", Path(__file__).resolve().parents[2]
 SAVED = 4  # in the second epoch
 ARGUMENTS = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "save_total_limit": 2}
+FSDP = {LAUNCHED: "true", **SETTINGS}
+LAUNCHES = [pytest.param({}, id="DDP"), pytest.param(FSDP, id="FSDP")]
 
 
 def prepare(folder: Path) -> None:
@@ -63,7 +70,10 @@ def prepare(folder: Path) -> None:
 
 
 def train(folder: Path, steps: int | None = None) -> dict[str, int]:
-    """Train the stages, the last one for fewer steps if asked; returns what this process did of what one should do."""
+    """Train the stages, the last one for fewer steps if asked.
+
+    Returns what this process did of what one should do, and how many numbers of the LLM's frozen layers it holds.
+    """
     items = [AudioItem(**item) for item in json.loads((folder / "items.json").read_text())]
     lora = {"lora": tiny.LORA, "speech_lora": tiny.LORA}
     recipe = tiny.make_recipe(folder / "parts", "tiny", stages=STAGES, **lora)
@@ -90,7 +100,8 @@ def train(folder: Path, steps: int | None = None) -> dict[str, int]:
         arguments = {"save_steps": SAVED, **ARGUMENTS}
         train_stage(recipe, stage, model, processor, items, folder / stage.name, teacher, **arguments)
         model.speech_encoder.forward = encode
-    return done
+    layers = [p for n, p in model.language_model.named_parameters() if ".layers." in n and "lora_" not in n]
+    return done | {"held": sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in layers)}
 
 
 def break_off_after(steps: int) -> None:
@@ -106,22 +117,32 @@ def break_off_after(steps: int) -> None:
     AudioLMTrainer.compute_loss = crash
 
 
-def launch(folder: Path, *arguments: str, **environment: str) -> None:
-    """Run this module in two processes and wait."""
+def launch(folder: Path, *arguments: str, module: str = MODULE, **environment: str) -> None:
+    """Run a module in two processes and wait."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    command += [f"--master_port={port}", "-m", MODULE, str(folder), *arguments]
+    command += [f"--master_port={port}", "-m", module, str(folder), *arguments]
     extra = {"AUDIOLM_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", **environment}
-    run = subprocess.run(command, env={**os.environ, **extra}, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, env={**os.environ, **extra}, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr[-4000:]
+
+
+def files_of(folder: Path) -> set[str]:
+    """What a stage's folder and its checkpoints hold, the states of the processes' random numbers apart."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.startswith("rng_state")}
 
 
 def history(folder: Path) -> list[dict]:
     """Losses, gradient norms and learning rates of a stage by step; how full an epoch is depends on the batches."""
     state = json.loads((folder / f"checkpoint-{SAVED}" / "trainer_state.json").read_text())
     return [{name: value for name, value in row.items() if name != "epoch"} for row in state["log_history"]]
+
+
+def done_files(alone: Path, together: Path) -> list[Path]:
+    """What each process did: the one of a run alone, and the two of a run together."""
+    return [alone / "done.json", *(together / f"done-{rank}.json" for rank in (0, 1))]
 
 
 def assert_same_stages(one: Path, other: Path) -> None:
@@ -135,6 +156,8 @@ def assert_same_stages(one: Path, other: Path) -> None:
         states = [load_file(folder / stage.name / "model.safetensors") for folder in (one, other)]
         for name, value in states[0].items():
             torch.testing.assert_close(states[1][name], value, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        assert states[0].keys() == states[1].keys()
+        assert files_of(one / stage.name) == files_of(other / stage.name)
 
 
 @pytest.fixture(scope="module")
@@ -146,25 +169,36 @@ def alone(tmp_path_factory):
         patch.setenv("AUDIOLM_CACHE", str(folder / "cache"))
         done = train(folder)
     assert min(done.values()) > 0
+    (folder / "done.json").write_text(json.dumps(done))
     return folder
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(alone, tmp_path):
+@pytest.mark.parametrize("environment", LAUNCHES)
+def test_two_processes_train_what_one_trains(alone, tmp_path, environment):
     prepare(tmp_path)
-    launch(tmp_path)
+    launch(tmp_path, **environment)
     assert_same_stages(alone, tmp_path)
-    first, second = (json.loads((tmp_path / f"done-{rank}.json").read_text()) for rank in (0, 1))
-    assert min(first.values()) > 0
-    assert set(second.values()) == {0}  # neither encoded nor saved
+    only, first, second = (json.loads(path.read_text()) for path in done_files(alone, tmp_path))
+    assert first["held"] == second["held"] == only["held"] / (2 if environment else 1)
+    assert first["encoded"] > 0 and first["saved"] > 0
+    assert second["encoded"] == second["saved"] == 0
 
 
 @pytest.mark.slow
-def test_two_processes_resume_as_one_that_was_not_broken_off(alone, tmp_path):
+@pytest.mark.parametrize(
+    "launches",
+    [
+        pytest.param([{}, {}], id="DDP"),
+        pytest.param([FSDP, FSDP], id="FSDP"),
+        pytest.param([FSDP, {}], id="FSDP, then DDP"),
+    ],
+)
+def test_two_processes_resume_as_one_that_was_not_broken_off(alone, tmp_path, launches):
     prepare(tmp_path)
-    launch(tmp_path, str(SAVED))
+    launch(tmp_path, str(SAVED), **launches[0])
     assert not (tmp_path / "language" / "stage.json").exists()
-    launch(tmp_path)
+    launch(tmp_path, **launches[1])
     assert_same_stages(alone, tmp_path)
 
 
@@ -195,21 +229,25 @@ def test_a_time_limit_is_for_one_process(tmp_path):
         arguments.distributed_state.num_processes = 1
 
 
-def test_fsdp_is_refused(parts, tmp_path, monkeypatch):
-    create = AudioLMTrainer.create_accelerator_and_postprocess
-
-    def with_fsdp(trainer):
-        create(trainer)
-        trainer.is_fsdp_enabled = True
-
-    monkeypatch.setattr(AudioLMTrainer, "create_accelerator_and_postprocess", with_fsdp)
-    with pytest.raises(ValueError, match=r"FSDP cannot .* Use configs/accelerate/ddp\.yaml"):
-        AudioLMTrainer(model=tiny.build(parts)[0], args=training_arguments(tmp_path, use_cpu=True))
+def test_fsdp_in_the_arguments_is_refused_naming_the_launch(parts, tmp_path):
+    arguments = training_arguments(tmp_path, use_cpu=True)
+    arguments.fsdp = True
+    with pytest.raises(ValueError, match=r"no training argument here: launch with .*fsdp\.yaml"):
+        AudioLMTrainer(model=tiny.build(parts)[0], args=arguments)
 
 
-def test_accelerate_knows_every_key_of_the_configuration(repository):
-    config = ClusterConfig.from_yaml_file(str(repository / "configs" / "accelerate" / "ddp.yaml"))
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_accelerate_knows_every_key_of_the_configuration(repository, name):
+    config = ClusterConfig.from_yaml_file(str(repository / "configs" / "accelerate" / f"{name}.yaml"))
     assert (config.num_processes, config.mixed_precision) == (-1, "no")  # processes are given at each launch
+
+
+@pytest.mark.parametrize(("name", "found"), [("ddp", {}), ("fsdp", FSDP)])
+def test_a_launch_by_the_configuration_gives_processes_what_they_are_tested_with(repository, name, found):
+    file = repository / "configs" / "accelerate" / f"{name}.yaml"
+    argv = ["--config_file", str(file), "--num_processes", "2", "-m", "audiolm_utils", "study", "full-base"]
+    environment = prepare_multi_gpu_env(_validate_launch_command(launch_command_parser().parse_args(argv))[0])
+    assert {key: environment.get(key, "").lower() for key in FSDP} == (found or dict.fromkeys(FSDP, ""))
 
 
 if __name__ == "__main__":
