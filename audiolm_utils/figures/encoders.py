@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from audiolm_utils.evaluation.profiling import GIB
+from audiolm_utils.figures.bars import Panel, bar_panels
 from audiolm_utils.figures.style import (
     COLOURS,
     FIGURES,
@@ -65,7 +66,6 @@ PROBE_SETS = {"esc10": ("ESC-10", 0.1), "esc50": ("ESC-50, one fold", 0.02)}  # 
 METRICS = {"wer": ("WER", "lower"), "cider_d": ("CIDEr-D", "higher"), "accuracy": ("accuracy", "higher")}
 
 
-@styled()
 def experiment(published: pd.DataFrame, full_size: Mapping[str, Any] | None, name: str) -> Figure:
     """One of the study's tables as published, and beside it what its rows take here.
 
@@ -75,7 +75,7 @@ def experiment(published: pd.DataFrame, full_size: Mapping[str, Any] | None, nam
         name: a key of `EXPERIMENTS`.
     """
     rows = published[published["experiment"] == name].set_index("model").loc[list(EXPERIMENTS[name])]
-    panels: list[tuple[str, str, Mapping[str, Sequence[float]], str]] = [
+    panels: list[Panel] = [
         ("as published", "latency (s)", {"": rows["latency_s"]}, "{:.4f}"),
         ("as published", "memory (GiB)", {"": rows["memory_gb"]}, "{:.4f}"),
     ]
@@ -86,22 +86,7 @@ def experiment(published: pd.DataFrame, full_size: Mapping[str, Any] | None, nam
         latency = {label: [of_row[key, mode]["latency_s"] for key in keys] for mode, label in MODES.items()}
         panels.insert(1, (f"measured here, {full_size['audio_s']:g} s clip", "latency (s)", latency, "{:.2f}"))
         panels.append(("accounted", "weights (GiB)", {"": weights}, "{:.4f}"))
-    size = {"figsize": (3.3 * len(panels) + 1.8, 0.85 * len(rows) + 1.9)}
-    figure, axes = new_figure(1, len(panels), sharey=True, squeeze=False, figure=size)
-    for ax, (title, label, bars, number) in zip(axes[0], panels, strict=True):
-        height = 0.74 / len(bars)
-        for place, (mode, values) in enumerate(bars.items()):
-            y = np.arange(len(rows)) + height * (place - (len(bars) - 1) / 2)
-            look = {"color": COLOURS[2 if place else 0], "hatch": HATCHES[0], "label": mode or None}
-            drawn = ax.barh(y, values, 0.92 * height, **look)
-            ax.bar_label(drawn, [number.format(value) for value in values], padding=3, fontsize=11)
-        ax.set(title=title, xlabel=label, yticks=range(len(rows)), ylim=(len(rows) - 0.45, -0.55))
-        ax.set_yticklabels(list(EXPERIMENTS[name]))
-        ax.set_xlim(0, 1.32 * max(max(values) for values in bars.values()))
-        ax.grid(axis="y", visible=False)
-        if len(bars) > 1:
-            figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
+    return bar_panels(list(EXPERIMENTS[name]), panels)
 
 
 @styled()
@@ -203,7 +188,7 @@ def ablations(scores: Rows, differences: Rows) -> Figure:
 
 def generate(out: Path | str = FIGURES, results: Path = RESULTS) -> list[Path]:
     """Draw the saved figures again from the published tables and the result files; an absent one is warned of."""
-    found = {name: _row(results / name) for name in (FULL_SIZE, MINI, TRAINED)}
+    found = {name: read_or_warn(results / name) for name in (FULL_SIZE, MINI, TRAINED)}
     drawn: dict[str, Figure] = {
         f"03_{short}_experiments": experiment(published_encoders(), found[FULL_SIZE], name)
         for short, name in (("whisper", "speech encoder"), ("beats", "audio encoder"))
@@ -217,7 +202,8 @@ def generate(out: Path | str = FIGURES, results: Path = RESULTS) -> list[Path]:
     return [path for name, figure in drawn.items() for path in save_figure(name, figure, out)]
 
 
-def _row(path: Path) -> dict[str, Any] | None:
+def read_or_warn(path: Path) -> dict[str, Any] | None:
+    """The row of a result file, or None and a warning."""
     if path.is_file():
         return read_result(path)
     warnings.warn(f"{path.name} is absent: its figures are skipped; `make study` can write it.", stacklevel=3)
