@@ -118,8 +118,8 @@ def to_moe(llm: LlamaForCausalLM, plan: MoEPlan, inputs: Sequence[torch.Tensor] 
 def fitted_rows(inputs: torch.Tensor, strength: torch.Tensor, experts_per_token: int) -> torch.Tensor:
     """Router rows (E, D) that predict which experts give the largest outputs, by ridge regression.
 
-    Targets are 1 for the k largest of a token's `strength` and 0 for the others, less each expert's rival: the token's
-    mean, which is k / E. MoEfication (Zhang et al. 2022) trains a small network for the same prediction.
+    Targets are 1 for the k largest of a token's `strength` and 0 for the others, less their mean, as only differences
+    between experts decide. MoEfication (Zhang et al. 2022) trains a small network for the same prediction.
 
     Args:
         inputs: (T, D) of the layer.
