@@ -7,6 +7,7 @@ EXPERIMENTS = {  # several trainings or measurements in one result
     "connector": "audiolm_utils.study.connector:run_or_load_connector",
     "ladder": "audiolm_utils.study.ladder_row:run_or_load_ladder",
     "distillation": "audiolm_utils.study.distillation:run_or_load_distillation",
+    "mixture-decoding": "audiolm_utils.study.mixture:run_or_load_mixture",
     "full-size": "audiolm_utils.study.full_size:run_or_load_full_size",
 }
 STUDY_HELP = """\

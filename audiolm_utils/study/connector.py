@@ -16,15 +16,13 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256
 from audiolm_utils.data.augment import SpanMask
 from audiolm_utils.data.cache import cache_dir
-from audiolm_utils.data.corpus import read_pocket_manifest
-from audiolm_utils.data.stages import read_stage
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.study.lessons import SYNTHETIC, lessons
 from audiolm_utils.study.measure import Model, Rows, load_folder
 from audiolm_utils.study.noise_answers import read_out
 from audiolm_utils.study.paired import right_answers, scores
 from audiolm_utils.study.recipe import WHISPER_LINEAR, Recipe, Stage, lora_fields
-from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
 from audiolm_utils.study.run import ADAPTERS
 from audiolm_utils.study.train import build_model, train_stage
 from audiolm_utils.training.encoding import encode_items
@@ -69,12 +67,9 @@ def run_or_load_connector(*, fresh: bool = False, **arguments: Any) -> dict[str,
 
     It has training (the row of its stage) and scores of what CTC reads off the held-out clips, without any LLM.
     """
-    known = {"fingerprint": CONNECTOR.fingerprint(), "data_sha256": manifest_sha256(read_pocket_manifest())}
-    known["stage1_sha256"] = manifest_sha256(read_stage("stage1"))
-    if (path := result_path(CONNECTOR)).is_file() and not fresh:
-        row = read_result(path)
-        if known.items() <= row.items():
-            return row
+    known = {"fingerprint": CONNECTOR.fingerprint()} | corpus_hashes()
+    if (row := current_row(CONNECTOR, known)) and not fresh:
+        return row
     data = lessons()
     training = train_connector(data.alignment, fresh=fresh, **arguments)
     model = load_folder(ADAPTERS / CONNECTOR.name)

@@ -8,9 +8,6 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from audiolm_utils.data.annotations import manifest_sha256
-from audiolm_utils.data.corpus import read_pocket_manifest
-from audiolm_utils.data.stages import read_stage
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.study.connector import CONNECTOR
 from audiolm_utils.study.ladder import (
@@ -25,7 +22,7 @@ from audiolm_utils.study.ladder_row import samples_of
 from audiolm_utils.study.lessons import Lessons, lessons
 from audiolm_utils.study.paired import differences, scores
 from audiolm_utils.study.recipe import Recipe
-from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
 from audiolm_utils.training.distill import Distillation
 
 EXPERIMENT = Recipe("distillation")
@@ -64,6 +61,9 @@ def run_student(data: Lessons, student: str, way: str, seed: int, *, fresh: bool
     """
     recipe = student_recipe(student, way, seed)
     folder = run_folder(recipe, data)
+    if WAYS[way]:  # another teacher, another folder
+        taught_by = rung_recipe(TEACHER, TEACHER_SEED)
+        folder = folder.with_name(f"{folder.name}-{taught_by.fingerprint()}")
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     read = run_folder(rung_recipe(student, seed), data) / "1-read"
@@ -88,12 +88,9 @@ def run_or_load_distillation(*, fresh: bool = False, **arguments: Any) -> dict[s
     (rows of stages), scores and differences of each student's ways against cross-entropy (see `paired`; arms are named
     "student, way"), and what every result row has; its samples stand beside it.
     """
-    known = {"fingerprint": fingerprint(), "data_sha256": manifest_sha256(read_pocket_manifest())}
-    known |= {f"{name}_sha256": manifest_sha256(read_stage(name)) for name in ("stage1", "stage2")}
-    if (path := result_path(EXPERIMENT)).is_file() and not fresh:
-        row = read_result(path)
-        if known.items() <= row.items():
-            return row
+    known = {"fingerprint": fingerprint()} | corpus_hashes()
+    if (row := current_row(EXPERIMENT, known)) and not fresh:
+        return row
     data = lessons()
     runs = {
         (student, way): [run_student(data, student, way, seed, fresh=fresh, **arguments) for seed in SEEDS]

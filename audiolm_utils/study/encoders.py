@@ -26,7 +26,7 @@ from audiolm_utils.study.noise_answers import read_out
 from audiolm_utils.study.paired import differences, right_answers, scores
 from audiolm_utils.study.reader import READER, train_reader
 from audiolm_utils.study.recipe import Recipe, Stage
-from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
 from audiolm_utils.study.run import SPEECH_SOURCES
 from audiolm_utils.study.train import build_model, train_stage
 from audiolm_utils.training.encoding import encode_items
@@ -214,12 +214,9 @@ def run_or_load_encoders(*, fresh: bool = False, **arguments: Any) -> dict[str, 
     What an interrupted call finished is not done again; `fresh` starts over. The row has reader and training (rows of
     stages), scores and differences (see `paired`), and what every result row has; its samples stand beside it.
     """
-    known = {"fingerprint": fingerprint(), "data_sha256": manifest_sha256(read_pocket_manifest())}
-    known |= {f"{name}_sha256": manifest_sha256(read_stage(name)) for name in ("stage1", "stage2")}
-    if (path := result_path(EXPERIMENT)).is_file() and not fresh:
-        row = read_result(path)
-        if known.items() <= row.items():
-            return row
+    known = {"fingerprint": fingerprint()} | corpus_hashes()
+    if (row := current_row(EXPERIMENT, known)) and not fresh:
+        return row
     speech, sound = speech_half(), sound_half()
     if fresh:
         shutil.rmtree(run_folder(READER, sound), ignore_errors=True)

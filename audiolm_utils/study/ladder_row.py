@@ -7,9 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from audiolm_utils.data.annotations import manifest_sha256
-from audiolm_utils.data.corpus import read_pocket_manifest
-from audiolm_utils.data.stages import read_stage
 from audiolm_utils.models.weights import DERIVED
 from audiolm_utils.study.connector import CONNECTOR
 from audiolm_utils.study.ladder import (
@@ -25,7 +22,7 @@ from audiolm_utils.study.lessons import Lessons, lessons
 from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.paired import differences, right_answers, scores
 from audiolm_utils.study.recipe import Recipe
-from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
 from audiolm_utils.study.rung_costs import measure_costs
 
 EXPERIMENT = Recipe("ladder")
@@ -43,12 +40,9 @@ def run_or_load_ladder(*, fresh: bool = False, **arguments: Any) -> dict[str, An
     Raises:
         ValueError: the layers chosen now are not those of the pocket models.
     """
-    known = {"fingerprint": fingerprint(), "data_sha256": manifest_sha256(read_pocket_manifest())}
-    known |= {f"{name}_sha256": manifest_sha256(read_stage(name)) for name in ("stage1", "stage2")}
-    if (path := result_path(EXPERIMENT)).is_file() and not fresh:
-        row = read_result(path)
-        if known.items() <= row.items():
-            return row
+    known = {"fingerprint": fingerprint()} | corpus_hashes()
+    if (row := current_row(EXPERIMENT, known)) and not fresh:
+        return row
     data = lessons()
     layers = choose_layers(data, fresh=fresh)
     for size, kept in layers["chosen"].items():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from audiolm_utils.data.annotations import manifest_sha256
 from audiolm_utils.data.cache import atomic_path
+from audiolm_utils.data.corpus import read_pocket_manifest
+from audiolm_utils.data.stages import read_stage
 from audiolm_utils.evaluation.profiling import machine, versions
 from audiolm_utils.study.recipe import Recipe
 
@@ -72,6 +75,19 @@ def read_result(path: Path) -> dict[str, Any]:
     if not isinstance(row, dict) or "recipe" not in row:
         raise ValueError(f"{path} is not a result file: no recipe in it; restore it or measure again")
     return row
+
+
+def current_row(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recipe's row where it is there and holds exactly what is `known` of code and data now, else None."""
+    path = result_path(recipe)
+    row = read_result(path) if path.is_file() else {}
+    return row if row and known.items() <= row.items() else None
+
+
+def corpus_hashes() -> dict[str, str]:
+    """What an experiment on the corpus and the two stages keeps of them: data_sha256, stage1_sha256, stage2_sha256."""
+    stages = {f"{name}_sha256": manifest_sha256(read_stage(name)) for name in ("stage1", "stage2")}
+    return {"data_sha256": manifest_sha256(read_pocket_manifest()), **stages}
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:

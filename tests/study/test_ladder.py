@@ -8,6 +8,7 @@ import torch
 from audiolm_utils.study import connector, ladder, ladder_row
 from audiolm_utils.study.connector import ALIGN, CONNECTOR, build_listener
 from audiolm_utils.study.ladder import RUNGS, SEEDS, run_rung, rung_recipe
+from audiolm_utils.study.results import read_result, result_path
 
 QUIET = {"use_cpu": True, "disable_tqdm": True}
 TEXTS = ["the quick brown fox jumps over", "a lazy dog with my vivid zebra"]
@@ -61,8 +62,12 @@ def test_samples_hold_what_answers_are_held_against(lessons):
 
 def test_the_connectors_row_holds_what_ctc_reads_of_every_test_but_questions(base, lessons, tmp_path, monkeypatch):
     monkeypatch.setattr(connector, "lessons", lambda: lessons)
-    monkeypatch.setattr(connector, "result_path", lambda recipe: tmp_path / f"{recipe.name}.json")
+    monkeypatch.setattr(connector, "current_row", lambda recipe, known: None)
     monkeypatch.setattr(connector, "write_result", lambda recipe, row, samples: None)
     row = connector.run_or_load_connector(**QUIET)
     assert [score["test_set"] for score in row["scores"]] == ["prompts", "recordings"]
     assert [stage["name"] for stage in row["training"]["stages"]] == ["align"]
+
+
+def test_the_committed_connector_is_of_this_recipe():
+    assert read_result(result_path(CONNECTOR))["fingerprint"] == CONNECTOR.fingerprint()

@@ -15,6 +15,7 @@ from audiolm_utils.training.distill_losses import logit_loss
 from audiolm_utils.training.encoding import encode_items
 from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
 from tests import tiny
+from tests.training.test_trainer import losses, own
 
 TEXTS = ["on", "sea bed", "to a", "be my", "eel", "go", "ha ha", "an ox"]
 FAST = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "seed": 3, "warmup_steps": 0}
@@ -89,14 +90,6 @@ def make(student, teacher, data, folder, how, optimizer=False, callbacks=None, *
         optimizers=(sgd, None),
         callbacks=callbacks,
     )
-
-
-def losses(trainer) -> list[float]:
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
-
-
-def own(trainer) -> dict[str, torch.Tensor]:
-    return trainer.model.own_state_dict()
 
 
 def loss_of(trainer, batch, items=None) -> torch.Tensor:
