@@ -14,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.data.cache import atomic_path, cache_dir, lock, remove_partials, sha256_file
 from audiolm_utils.data.wheels import Wheel, fetch_wheel
+from audiolm_utils.models.calibrated import cut_neurons, mixture
 from audiolm_utils.models.convert import convert_minilm, convert_smollm2, convert_whisper
 from audiolm_utils.models.cut import keep_layers
 
@@ -186,5 +187,16 @@ DERIVED = {
     ),
     "smollm2-10-layers": DerivedWeights(
         "smollm2-135m-instruct", keep_layers, {"layers": [0, 1, 8, 11, 16, 17, 18, 24, 27, 29]}
+    ),
+    # A token passes as many parameters in the next three.
+    "smollm2-13-layers": DerivedWeights(
+        "smollm2-135m-instruct", keep_layers, {"layers": [0, 1, 8, 11, 15, 16, 17, 18, 23, 24, 27, 28, 29]}
+    ),
+    "smollm2-384-neurons": DerivedWeights("smollm2-135m-instruct", cut_neurons, {"count": 384, "texts": 200}),
+    "smollm2-2-of-14-experts": DerivedWeights(  # and a shared one, as large as two
+        "smollm2-135m-instruct",
+        mixture,
+        {"texts": 200, "method": "shared", "shared_share": 1 / 8, "num_experts": 14, "experts_per_token": 2}
+        | {"router": "fitted"},
     ),
 }

@@ -5,40 +5,64 @@ import dataclasses
 import pytest
 
 from audiolm_utils.study import distillation
-from audiolm_utils.study.distillation import BASE, EXPERIMENT, STUDENTS, WAYS, only, run_student, student_recipe
-from audiolm_utils.study.ladder import run_folder, rung_recipe
+from audiolm_utils.study.distillation import (
+    BASE,
+    EXPERIMENT,
+    ROUNDS,
+    Round,
+    only,
+    run_student,
+    start_recipe,
+    student_recipe,
+)
+from audiolm_utils.study.ladder import run_folder, train_listener
+from audiolm_utils.study.mixture_training import MIXTURE, model_recipe
 from audiolm_utils.study.results import read_result, read_samples, result_path
 from tests.study.conftest import QUIET
 
+WAYS = {way: distill for of_round in ROUNDS for way, distill in of_round.ways.items()}
 
-def test_students_differ_in_how_their_last_stage_learns_alone():
-    plain = student_recipe("10 layers", BASE, 0)
-    assert plain.stages[:-1] == rung_recipe("10 layers", 0).stages[:-1]
-    for way in WAYS:
-        recipe = student_recipe("10 layers", way, 0)
+
+@pytest.mark.parametrize("of_round", ROUNDS, ids=lambda of_round: of_round.name)
+def test_students_of_a_round_differ_in_how_their_last_stage_learns_alone(of_round):
+    plain = student_recipe(of_round, BASE, 0)
+    assert plain.stages[:-1] == start_recipe(of_round.student, 0).stages[:-1]
+    for way, distill in of_round.ways.items():
+        recipe = student_recipe(of_round, way, 0)
         listen = dataclasses.replace(recipe.stages[-1], distill=None)
         assert dataclasses.replace(recipe, name=plain.name, stages=(*recipe.stages[:-1], listen)) == plain
-        assert recipe.stages[-1].distill == WAYS[way] and listen.span_mask is None
-    prints = [student_recipe(s, w, seed).fingerprint() for s, ways in STUDENTS.items() for w in ways for seed in (0, 1)]
+        assert recipe.stages[-1].distill == distill and listen.span_mask is None
+
+
+def test_a_mixture_taught_by_labels_is_notebook_05s_own():
+    of_round = next(r for r in ROUNDS if r.student == MIXTURE)
+    assert student_recipe(of_round, BASE, 1) == model_recipe(MIXTURE, 1)
+
+
+def test_every_student_has_a_recipe_of_its_own():
+    prints = [student_recipe(r, way, seed).fingerprint() for r in ROUNDS for way in r.ways for seed in (0, 1)]
     assert len(set(prints)) == len(prints)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_student_starts_from_its_rungs_reading_and_answers_every_test(base, lessons, monkeypatch, way):
-    ways = {name: dataclasses.replace(d, max_new_tokens=4) if d and name in ("on-policy", "sequence") else d
-            for name, d in WAYS.items()}  # fmt: skip
-    monkeypatch.setattr(distillation, "WAYS", ways)
-    monkeypatch.setattr(distillation, "MINUTES", {"10 layers": 0.01})
+    distill = WAYS[way]
+    if distill and distill.method in ("on-policy", "sequence"):
+        distill = dataclasses.replace(distill, max_new_tokens=4)
+    of_round = Round("10 layers", 0.01, 1, {way: distill})
     tiny_rung = lambda rung, seed: dataclasses.replace(base, name=f"tiny-{rung[:2]}", seed=seed)  # noqa: E731
     monkeypatch.setattr(distillation, "rung_recipe", tiny_rung)
-    distillation.load_teacher(lessons, **QUIET)  # the teacher is trained first, and then loaded
-    run = run_student(lessons, "10 layers", way, 0, **QUIET)
+    monkeypatch.setattr(distillation, "LISTEN", base.stages[-1])
+    read = train_listener(tiny_rung("10 layers", 0), lessons, run_folder(tiny_rung("10 layers", 0), lessons), **QUIET)[
+        1
+    ]
+    distillation.load_teacher(lessons, 1, **QUIET)  # the teacher is trained first, and then loaded
+    run = run_student(lessons, of_round, way, 0, **QUIET)
     assert {name: len(texts) for name, texts in run["answers"].items()} == {n: len(i) for n, i in lessons.tests.items()}
+    assert run["training"]["stages"][0] == read[0]
     listen = run["training"]["stages"][-1]
-    assert listen["steps"] >= 1 and ("teacher" in listen) == (ways[way] is not None)
-    assert run_student(lessons, "10 layers", way, 0, **QUIET) == run
-    folder = run_folder(tiny_rung("10 layers", 0), lessons)
-    assert folder.name.startswith("tiny-10-0-")
+    assert listen["steps"] >= 1 and ("teacher" in listen) == (distill is not None)
+    assert run_student(lessons, of_round, way, 0, **QUIET) == run
 
 
 def test_only_keeps_the_arms_asked_for():
