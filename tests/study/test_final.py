@@ -10,6 +10,7 @@ from audiolm_utils.study import final
 from audiolm_utils.study.final import CTC, SNR_DB, baseline_answers, noisy_copy, run_final
 from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, MINUTES, OURS, STUDY_FINAL
 from audiolm_utils.study.recipe import Stage
+from audiolm_utils.study.run import run_or_load
 from audiolm_utils.study.rung_costs import WAYS
 from tests import tiny
 from tests.study.conftest import QUIET
@@ -76,3 +77,8 @@ def test_a_noisy_copy_has_the_ratio_asked_for_and_is_made_once(tmp_path, monkeyp
     assert noisy.id == noisy.path != item.path and noisy.text == item.text
     before = (tmp_path / noisy.path).stat().st_mtime_ns
     assert noisy_copy(item) == noisy and (tmp_path / noisy.path).stat().st_mtime_ns == before
+
+
+def test_a_final_recipe_is_not_trained_alone():
+    with pytest.raises(ValueError, match="recipe 'ours' is trained and measured with the others of its kind: `study f"):
+        run_or_load("ours")
