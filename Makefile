@@ -53,8 +53,8 @@ study: setup apt-lists ## train and measure every pocket recipe, resumable; RECI
 figures: setup ## regenerate figures/
 	$(PY) -m audiolm_utils figures
 
-slides: setup ## the reveal.js deck of the notebooks in build/slides
-	$(PY) -m nbconvert --to slides --output-dir build/slides $(NOTEBOOKS)
+slides: setup ## the presentation in build/slides: one file that opens without a network
+	$(PY) tools/slides.py
 
 bench: setup ## the performance tables, ratios in one run
 	$(PY) -m audiolm_utils bench

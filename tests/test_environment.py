@@ -128,7 +128,7 @@ def imported_modules(source: Path) -> set[str]:
     [
         ("audiolm_utils", ["core", "lab", "demo", "gpu"]),
         ("tests", ["core", "test"]),
-        ("tools", ["core", "test"]),
+        ("tools", ["core", "lab", "test"]),
     ],
 )
 def test_everything_imported_is_declared(repository, requirements, folder, extras):

@@ -6,8 +6,10 @@ EXPERIMENTS = {  # several trainings or measurements in one result
     "mini-encoders": "audiolm_utils.study.mini_encoders:run_or_load_mini_encoders",
     "connector": "audiolm_utils.study.connector:run_or_load_connector",
     "ladder": "audiolm_utils.study.ladder_row:run_or_load_ladder",
+    "mixture": "audiolm_utils.study.mixture_training:run_or_load_mixture_training",
     "distillation": "audiolm_utils.study.distillation:run_or_load_distillation",
     "mixture-decoding": "audiolm_utils.study.mixture:run_or_load_mixture",
+    "final": "audiolm_utils.study.final_row:run_or_load_final",
     "full-size": "audiolm_utils.study.full_size:run_or_load_full_size",
 }
 STUDY_HELP = """\

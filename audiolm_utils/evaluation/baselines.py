@@ -1,7 +1,9 @@
-"""What a result is held against: Whisper's own decoder, and its transcript given to the LLM as text."""
+"""What a result is held against: Whisper's own decoder, its transcript given to the LLM as text, the nearest training
+clip's caption, and the answer that is given most often."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +16,7 @@ from transformers import (
     WhisperProcessor,
 )
 
+from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.models.weights import resolve
 
 CASCADE_PROMPT = "Repeat this text exactly, with nothing before or after it: {text}"
@@ -54,3 +57,33 @@ def cascade(reference: str, transcripts: Sequence[str], *, batch_size: int = 16)
         new = model.generate(**batch, do_sample=False, max_new_tokens=64)[:, batch["input_ids"].shape[1] :]
         answers += tokenizer.batch_decode(new, skip_special_tokens=True)
     return [answer.strip() for answer in answers]
+
+
+def nearest_texts(features: Sequence[np.ndarray], known: Sequence[np.ndarray], texts: Sequence[str]) -> list[str]:
+    """The text of the known clip whose encoder features are nearest, for each clip: retrieval without a language model.
+
+    A clip is the mean and the deviation of its frames, each number brought to mean 0 and deviation 1 over the known
+    clips; near is what has a high cosine.
+
+    Args:
+        features: (F, E) of each clip.
+        known: (F, E) of the training clips, `texts` their captions.
+    """
+    pooled = [np.array([np.concatenate([f.mean(0), f.std(0)]) for f in of], np.float32) for of in (known, features)]
+    centre, scale = pooled[0].mean(0), pooled[0].std(0) + 1e-6
+    those, these = ((p - centre) / scale for p in pooled)
+    those, these = (p / np.linalg.norm(p, axis=1, keepdims=True) for p in (those, these))
+    return [texts[n] for n in (these @ those.T).argmax(1)]
+
+
+def majority_answers(training: Sequence[AudioItem], asked: Sequence[AudioItem]) -> list[str]:
+    """The most frequent training answer to each item's question, or to its task where the question is new."""
+    counts: dict[tuple[str, str | None], Counter[str]] = defaultdict(Counter)
+    for item in training:
+        for key in ((item.task, item.Q), (item.task, None)):
+            counts[key][item.text] += 1
+    return [
+        next(iter(c))[0]
+        for item in asked
+        for c in [(counts.get((item.task, item.Q)) or counts[item.task, None]).most_common(1)]
+    ]

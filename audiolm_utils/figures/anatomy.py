@@ -29,14 +29,23 @@ PARTS = {  # label, and place among the colours
     "LLM": ("LLM", 1),
     "LoRA": ("LoRA", 3),
 }
-SHORT = {  # labels of the rows that swap the LLM, and the side of the mark where there is room
-    "Llama-3.2-1B 4-bit": ("1B", "under"),
-    "Qwen2.5-0.5B 4-bit": ("Qwen 0.5B", "above"),
-    "Llama-3.2-3B 4-bit": ("3B", "above"),
-    "Llama-3.1-8B 4-bit": ("8B", "above"),
-    "base": ("base", "below"),
-    "Distill-Qwen-1.5B": ("Distill 1.5B", "right"),
-    "base + QLoRA": ("base + QLoRA", "right"),
+SHORT = {  # labels of the rows that swap the LLM, and in either panel the side of the mark where there is room
+    "Llama-3.2-1B 4-bit": ("1B", "lower left", "left"),
+    "Qwen2.5-0.5B 4-bit": ("Qwen 0.5B", "above", "above"),
+    "Llama-3.2-3B 4-bit": ("3B", "upper left", "upper left"),
+    "Llama-3.1-8B 4-bit": ("8B", "above", "above"),
+    "base": ("base", "lower right", "lower right"),
+    "Distill-Qwen-1.5B": ("Distill 1.5B", "right", "below"),
+    "base + QLoRA": ("base + QLoRA", "right", "right"),
+}
+SIDES = {  # offset of a label in points, and what of it is put there
+    "left": ((-9, -5), "right"),
+    "lower left": ((-7, -14), "right"),
+    "upper left": ((-6, 7), "right"),
+    "above": ((0, 17), "center"),
+    "below": ((0, -22), "center"),
+    "lower right": ((9, -14), "left"),
+    "right": ((9, -4), "left"),
 }
 FINAL = "Llama-3.2-1B 4-bit"
 
@@ -75,9 +84,8 @@ def latency_by_size(audit: pd.DataFrame) -> Figure:
     """Published latency against the LLM's layers and against its parameters; unsloth's rows are filled and joined."""
     figure, axes = new_figure(1, 2, sharey=True, figure={"figsize": (11.0, 4.9)})
     unsloth = [str(row).endswith("4-bit") for row in audit.index]
-    for ax, (column, label) in zip(
-        axes, {"layers": "layers", "parameters": "parameters (billions)"}.items(), strict=True
-    ):
+    columns = {"layers": "layers", "parameters": "parameters (billions)"}
+    for panel, (ax, (column, label)) in enumerate(zip(axes, columns.items(), strict=True)):
         scale = 1e9 if column == "parameters" else 1
         rows = audit[unsloth].sort_values(column)
         ax.plot(
@@ -88,11 +96,10 @@ def latency_by_size(audit: pd.DataFrame) -> Figure:
                 markeredgewidth=2, label="other rows")  # fmt: skip
         twins = audit.loc[list(SAME_MODEL)]
         ax.plot(twins[column] / scale, twins["latency_s"], ":", color="0.2", linewidth=2, label="one model, twice")
-        for row, (short, side) in SHORT.items():
+        for row, (short, *sides) in SHORT.items():
             place = (audit.loc[row, column] / scale, audit.loc[row, "latency_s"])
-            offset = {"right": (9, -4), "below": (9, -14), "above": (-4, 10), "under": (-6, -20)}[side]
-            behind = {"fc": "white", "ec": "none", "pad": 0.6}
-            ax.annotate(short, place, offset, textcoords="offset points", fontsize=11.5, bbox=behind)
+            offset, align = SIDES[sides[panel]]
+            ax.annotate(short, place, offset, textcoords="offset points", ha=align, fontsize=12)
         ax.set(xlabel=f"{label} of the LLM", ylim=(0.2, 0.76))
         ax.margins(x=0.18)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -132,7 +139,7 @@ def steps(table: pd.DataFrame) -> Figure:
     """
     panels = [column for column in table.columns if column != "change"]
     figure, axes = new_figure(
-        1, len(panels), sharey=True, figure={"figsize": (4.1 * len(panels) + 2.4, 0.6 * len(table) + 1.5)}
+        1, len(panels), sharey=True, figure={"figsize": (3.1 * len(panels) + 2.2, 0.55 * len(table) + 1.4)}
     )
     for ax, column in zip(axes, panels, strict=True):
         values = table[column].to_numpy()
@@ -140,7 +147,7 @@ def steps(table: pd.DataFrame) -> Figure:
         for y, value in enumerate(values):
             text = f"{value:.2f} GiB" if "GiB" in column else duration(value)
             ax.annotate(text, (value, y), (5, 0), textcoords="offset points", va="center", fontsize=11.5)
-        ax.set(xlabel=column, xlim=(0, 1.28 * values.max()), yticks=range(len(table)), ylim=(len(table) - 0.45, -0.55))
+        ax.set(xlabel=column, xlim=(0, 1.4 * values.max()), yticks=range(len(table)), ylim=(len(table) - 0.45, -0.55))
         ax.set_yticklabels(table.index)
         ax.grid(axis="y", visible=False)
     return figure

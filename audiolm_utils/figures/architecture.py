@@ -27,7 +27,7 @@ def architecture(costs: Account, sizes: Sizes = DEFAULT) -> Figure:
     heard = "audio encoder" in parts
     top = TOP if heard else MIDDLE
     frames = MAX_FRAMES if costs.mode == "padded" else num_frames(round(costs.audio_s * 16_000))
-    figure, axes = new_figure(figure={"figsize": (15.0, 5.2)})
+    figure, axes = new_figure(figure={"figsize": (12.6, 5.2)})
     axes.set(xlim=(0, 15), ylim=(0, 1))
     axes.axis("off")
 
@@ -38,7 +38,7 @@ def architecture(costs: Account, sizes: Sizes = DEFAULT) -> Figure:
     mel = (speech.num_mel_bins, frames * MEL_FRAMES_PER_FRAME)
     _box(axes, 2.75, top, 1.4, 0.2, f"log-mel\n{mel[0]} × {mel[1]}")
     text = _describe(parts["speech encoder"], speech.encoder_layers, speech.d_model)
-    _box(axes, 5.35, top, 2.7, 0.36, text, title=parts["speech encoder"].model + " encoder")
+    _box(axes, 5.35, top, 2.7, 0.36, text, title=parts["speech encoder"].model + "\nencoder")
     _arrow(axes, (1.4, MIDDLE + 0.05 * heard), (2.05, top))
     _arrow(axes, (3.45, top), (4.0, top))
     widths = str(speech.d_model)
@@ -52,7 +52,7 @@ def architecture(costs: Account, sizes: Sizes = DEFAULT) -> Figure:
         _arrow(axes, (6.7, BOTTOM), (8.1, MIDDLE - 0.06))
         widths += f" + {audio.hidden_size}"
     _arrow(axes, (6.7, top), (8.1, MIDDLE + 0.06 * heard))
-    axes.text(7.5, MIDDLE, f"{frames} ×\n({widths})", ha="center", va="center", fontsize=11.5,
+    axes.text(7.4, MIDDLE, f"{frames} ×\n({widths})", ha="center", va="center", fontsize=11,
               bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
 
     former = built["connector"].body
@@ -113,8 +113,10 @@ def _box(
     if not title:
         axes.text(x, y, text, ha="center", va="center", fontsize=12)
         return
-    axes.text(x, y + height / 2 - 0.025, title, ha="center", va="top", fontsize=12, fontweight="bold")
-    axes.text(x, y - 0.03, text, ha="center", va="center", fontsize=11.5, linespacing=1.25)
+    lines = title.splitlines()
+    size = 12 if max(map(len, lines)) <= 18 else 10
+    axes.text(x, y + height / 2 - 0.025, title, ha="center", va="top", fontsize=size, fontweight="bold")
+    axes.text(x, y - 0.03 * len(lines), text, ha="center", va="center", fontsize=11.5, linespacing=1.25)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

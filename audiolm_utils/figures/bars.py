@@ -16,7 +16,7 @@ Panel = tuple[str, str, Mapping[str, Sequence[float]], str]
 @styled()
 def bar_panels(names: Sequence[str], panels: Sequence[Panel]) -> Figure:
     """One panel a quantity, one row a name, one bar a series, its number written behind it."""
-    size = {"figsize": (3.3 * len(panels) + 1.8, 0.85 * len(names) + 1.9)}
+    size = {"figsize": (2.85 * len(panels) + 1.6, 0.75 * len(names) + 1.8)}
     figure, axes = new_figure(1, len(panels), sharey=True, squeeze=False, figure=size)
     for ax, (title, label, bars, number) in zip(axes[0], panels, strict=True):
         height = 0.74 / len(bars)
@@ -27,7 +27,7 @@ def bar_panels(names: Sequence[str], panels: Sequence[Panel]) -> Figure:
             ax.bar_label(drawn, [number.format(value) for value in values], padding=3, fontsize=11)
         ax.set(title=title, xlabel=label, yticks=range(len(names)), ylim=(len(names) - 0.45, -0.55))
         ax.set_yticklabels(list(names))
-        ax.set_xlim(0, 1.32 * max(max(values) for values in bars.values()))
+        ax.set_xlim(0, 1.45 * max(max(values) for values in bars.values()))
         ax.grid(axis="y", visible=False)
         if len(bars) > 1:
             figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)

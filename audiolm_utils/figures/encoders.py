@@ -142,6 +142,7 @@ def probes(rows: Rows, pooling: str = "mean+std") -> Figure:
                         ha="center", fontsize=11)  # fmt: skip
         reference_line(ax, chance, "guessing", vertical=True)
         ax.set(title=f"{title} (n = {of[(name, *shown[0])]['n']})", xlabel="accuracy of a linear probe", xlim=(0, 1))
+        ax.xaxis.set_major_formatter("{x:g}")  # short, so that neighbouring panels' ends stay apart
         ax.set(yticks=range(len(shown)), ylim=(len(shown) - 0.4, -0.7))
         ax.set_yticklabels([PROBED[key] for key in shown])
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center")
@@ -183,6 +184,7 @@ def ablations(scores: Rows, differences: Rows) -> Figure:
         ax.set(yticks=range(len(rows)))
         ax.set_yticklabels([row["arm"] for row in rows])
         ax.locator_params(axis="x", nbins=5)
+        ax.xaxis.set_major_formatter("{x:g}")
     return figure
 
 

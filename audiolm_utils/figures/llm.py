@@ -83,7 +83,7 @@ def layers(chosen: Mapping[str, Any]) -> Figure:
     kept.set(title="filled: kept, by criterion and number")
     kept.set_yticklabels([f"{cut['criterion']}, {cut['layers']}" for cut in cuts])
     reference_line(loss, chosen["loss"], f"all {len(influence)} layers: {chosen['loss']:.2f}", vertical=True)
-    loss.set(xlabel="loss a token, not healed", xlim=(0, 1.25 * max(cut["loss"] for cut in cuts)))
+    loss.set(xlabel="loss a token, not healed", xlim=(0, 1.45 * max(cut["loss"] for cut in cuts)))
     figure.legend(*loss.get_legend_handles_labels(), loc="upper right")
     for ax in (kept, loss):
         ax.grid(axis="y", visible=False)
@@ -110,7 +110,7 @@ def pareto(
     cost_of = {row["model"]: row for row in costs if row["way"] == next(iter(WAYS))}
     sets = list(dict.fromkeys(row["test_set"] for row in scores))
     looks = {arm: _look(arm, list(cost_of)) for arm in cost_of}
-    size = {"figsize": (2.7 * len(sets) + 1.0, 7.4)}
+    size = {"figsize": (2.35 * len(sets) + 0.9, 6.5)}
     figure, axes = new_figure(len(axes_of), len(sets), sharex="row", sharey="col", squeeze=False, figure=size)
     for of_cost, (label, cost) in zip(axes, axes_of.items(), strict=True):
         spent = {arm: cost(row) for arm, row in cost_of.items()}

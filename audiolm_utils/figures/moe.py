@@ -104,7 +104,7 @@ def expert_usage(usage: Usage) -> Figure:
     order = np.argsort(-sum(tables.values()), axis=1, kind="stable")
     layers, experts = order.shape
     ratios = {"width_ratios": [1.0] * len(tables) + [2.3]}
-    size = {"figsize": (1.75 * len(tables) + 5.0, 0.145 * layers + 2.4)}
+    size = {"figsize": (1.45 * len(tables) + 4.8, 0.13 * layers + 2.3)}
     figure, axes = new_figure(1, len(tables) + 1, sharey=True, gridspec_kw=ratios, figure=size)
     most = max(table.max() for table in tables.values())
     for ax, (name, table) in zip(axes, tables.items(), strict=False):

@@ -129,7 +129,8 @@ def word_error_rate(quality: Mapping[str, Mapping[str, Any]], live: Mapping[str,
             axes.errorbar(wer, i, xerr=spread, fmt=MARKERS[i % len(MARKERS)], color=COLOURS[i % 4], capsize=5)
             axes.annotate(f"{wer:.3f}", (wer, i), (0, 9), textcoords="offset points", ha="center", fontsize=11)
         axes.set(title=f"{TEST_SETS[test_set]} (n = {scores['n']})", xlabel="WER, 95 % interval")
-        axes.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.7), xlim=(0, WER_SHOWN))
+        axes.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.7), xlim=(-0.06, WER_SHOWN))
+        axes.xaxis.set_major_formatter("{x:g}")  # short, so that neighbouring panels' ends stay apart
         axes.set_yticklabels(names)
     return figure
 
@@ -161,7 +162,7 @@ def padding(rows: Rows) -> Figure:
         spread = [500 * row[mode]["iqr"] for row in rows]
         axes.bar(places, [1000 * row[mode]["median"] for row in rows], 0.38, yerr=spread, label=name, **style)
     for place, row in enumerate(rows):
-        top = (place + 0.2, 1000 * row["real_length_s"]["median"])
+        top = (place + 0.2, 1000 * row["real_length_s"]["median"] + 500 * row["real_length_s"]["iqr"])
         axes.annotate(f"{row['speedup']:.1f}×", top, (0, 6), textcoords="offset points", ha="center")
     axes.set(xticks=range(len(rows)), xlabel="length of the clip", ylabel="encoding time (ms)")
     axes.set_title("Encoder, times faster at real length")

@@ -69,14 +69,10 @@ ROUNDS = (
             "KL, T = 2": Distillation("kl", temperature=2.0, top_k=32),
             "hidden states": Distillation("hidden", label_weight=1.0),
             "on-policy": Distillation("on-policy", temperature=1.0, beta=0.5, on_policy=0.5, max_new_tokens=16),
+            "sequence": Distillation("sequence", max_new_tokens=32),
         },
     ),
-    Round(
-        "10 layers",
-        8.0,
-        TEACHER_STEPS,
-        {BASE: None, "KL": SHARP, "sequence": Distillation("sequence", max_new_tokens=32)},
-    ),
+    Round("10 layers", 8.0, TEACHER_STEPS, {BASE: None, "KL": SHARP}),
     Round("20 layers", 6.0, TEACHER_STEPS, {BASE: None, "KL": SHARP}),
     Round(MIXTURE, MINUTES["listen"], TEACHER_STEPS, {BASE: None, "KL and labels": replace(SHARP, label_weight=1.0)}),
 )

@@ -82,13 +82,13 @@ def lessons() -> Lessons:
     return Lessons(alignment, named.pop("training"), heard, named)
 
 
-def alignment_items() -> list[AudioItem]:
+def alignment_items(synthetic_clips: int = SYNTHETIC, scene_clips: int = SCENES) -> list[AudioItem]:
     """Training clips and what CTC should read off each, named by their files: speech, single sounds, scenes."""
     speech = [i for i in read_pocket_manifest() if (i.task, i.split) == ("asr", "train")]
-    synthetic = [i for i in speech if i.source == "tts"][:SYNTHETIC]
+    synthetic = [i for i in speech if i.source == "tts"][:synthetic_clips]
     recorded = [i for i in speech if i.source in SPEECH_SOURCES and i.source != "tts"]
     captions = [i for i in read_stage("stage1") if (i.task, i.split) == ("audiocaption", "train")]
     single = [i for i in captions if i.source != "scenes"]
-    scenes = [i for i in captions if i.source == "scenes"][:SCENES]
+    scenes = [i for i in captions if i.source == "scenes"][:scene_clips]
     items = prepare_corpus([*recorded, *synthetic]) + prepare_corpus([*single, *scenes])
     return [replace(i, id=i.path, text=i.text if i.task == "asr" else heard_text(i)) for i in items]

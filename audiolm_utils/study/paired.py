@@ -12,9 +12,14 @@ from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.sources import recording_of
 from audiolm_utils.data.speech import text_key
 from audiolm_utils.evaluation.evaluate import is_right
-from audiolm_utils.evaluation.metrics import bootstrap_ci, cider_d, word_errors
+from audiolm_utils.evaluation.metrics import bootstrap_ci, cider_d, phone_errors, word_errors
 
-METRICS = {"wer": "reference", "cider_d": "references", "accuracy": "right"}  # by the field that holds the right answer
+METRICS = {
+    "wer": "reference",
+    "cider_d": "references",
+    "accuracy": "right",
+    "per": "phones",
+}  # by the field that holds the right answer
 Samples = Sequence[Mapping[str, Any]]
 Condition = Sequence[str]
 
@@ -23,7 +28,8 @@ def scores(samples: Samples, condition: Condition) -> list[dict[str, Any]]:
     """One row a condition and arm: metric, value over all seeds, ci95 over texts or recordings, by_seed, n.
 
     Samples of one condition (equal values of the fields that `condition` names) stand together. The metric is "wer"
-    where a sample has a `reference`, "cider_d" where it has `references`, "accuracy" where it has a `right` answer.
+    where a sample has a `reference`, "cider_d" where it has `references`, "accuracy" where it has a `right` answer,
+    "per" where it has `phones`.
     """
     return [
         about | {"arm": arm, "value": _round(value), "ci95": interval, "by_seed": _round(by_seed), "n": len(totals)}
@@ -58,6 +64,10 @@ def right_answers(item: AudioItem) -> dict[str, Any]:
     group = item.path if item.render else recording_of(item)
     if item.task == "QA":
         return {"group": group, "question": item.Q, "right": item.text}
+    if item.task == "gender_recognition":
+        return {"group": group, "right": item.text}
+    if item.task == "phone_recognition":
+        return {"group": group, "phones": item.text}
     return {"group": group, "references": [item.text, *(item.references or ())]}
 
 
@@ -79,6 +89,8 @@ def _count(metric: str, block: Samples, texts: Sequence[str]) -> list[tuple[floa
     """(errors, words) or (score, 1) of each answer."""
     if metric == "wer":
         return [word_errors(row["reference"], text) for row, text in zip(block, texts, strict=True)]
+    if metric == "per":
+        return [phone_errors(row["phones"], text) for row, text in zip(block, texts, strict=True)]
     if metric == "cider_d":
         return [(score, 1.0) for score in cider_d(texts, [row["references"] for row in block])[1]]
     return [(float(is_right(text, row["right"])), 1.0) for row, text in zip(block, texts, strict=True)]

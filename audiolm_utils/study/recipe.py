@@ -41,6 +41,7 @@ class Stage:
             then follows the time and not the steps, so give more steps than can fit; see [`TimeLimit`]. What a teacher
             is asked before training does not count.
         router_loss_weight: weight of the loss that keeps an LLM's experts in balance, see [`balance_loss`].
+        autocast: multiply matrices in bfloat16, by autocast; weights, gradients and sums stay float32.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stage:
     distill: Distillation | None = field(default=None, metadata=LATER)
     minutes: float | None = field(default=None, metadata=LATER)
     router_loss_weight: float = field(default=0.0, metadata=LATER)
+    autocast: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if unknown := set(self.trainable) - set(TRAINABLE_PARTS):

@@ -19,6 +19,7 @@ from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.evaluation.evaluate import answer_clips
 from audiolm_utils.models.folding import prepare_for_inference
+from audiolm_utils.study.final_recipes import FINAL_RECIPES
 from audiolm_utils.study.full_recipes import FULL_RECIPES, cpu_time
 from audiolm_utils.study.measure import (
     Model,
@@ -38,7 +39,7 @@ from audiolm_utils.training.trainer import training_arguments
 ADAPTERS = REPOSITORY / "data" / "adapters"
 DEFAULT_RECIPE = "pocket-quick"
 SPEECH_SOURCES = ("asterisk", "freedesktop", "klettres", "ktuberling", "pocketsphinx", "tts")
-KNOWN_RECIPES = RECIPES | {recipe.name: recipe for recipe in FULL_RECIPES.values()}
+KNOWN_RECIPES = RECIPES | FINAL_RECIPES | {recipe.name: recipe for recipe in FULL_RECIPES.values()}
 MAX_WORKERS = 8  # processes that read sound for one that trains on a GPU
 
 
@@ -163,6 +164,8 @@ def evaluate_recipe(recipe: str | Recipe = DEFAULT_RECIPE) -> dict[str, Any]:
 
 
 def _corpus(recipe: Recipe) -> Corpus:
+    if recipe.name in FINAL_RECIPES:
+        raise ValueError(f"recipe {recipe.name!r} is trained and measured with the others of its kind: `study final`")
     return PublicCorpus() if recipe.scale == "full" else PocketCorpus()
 
 

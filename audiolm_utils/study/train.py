@@ -162,7 +162,7 @@ def fit_stage(
         warmup_steps=min(50, stage.steps // 5),
         learning_rate=stage.learning_rate,
         seed=recipe.seed + stage.seed_offset,
-        **arguments,
+        **{"bf16": stage.autocast, **arguments},
     )
     args.per_device_train_batch_size, args.gradient_accumulation_steps = share_batch(stage, args.world_size)
     with args.main_process_first(local=False, desc="the data of a stage"):  # it encodes what the others then read

@@ -129,8 +129,11 @@ class DistillationTrainer(AudioLMTrainer):
         self.teacher_minutes = (time.perf_counter() - start) / 60
 
     def report(self) -> dict[str, Any]:
-        """The teacher's hash, the minutes it was asked before training, and with `top_k` the probability it lost."""
-        row = {"teacher": teacher_hash(self.teacher), "teacher_minutes": round(self.teacher_minutes, 2)}
+        """The teacher's hash, the minutes it was asked before training, and what it left: with `top_k` the probability
+        lost, with "sequence" the items without an answer."""
+        row: dict[str, Any] = {"teacher": teacher_hash(self.teacher), "teacher_minutes": round(self.teacher_minutes, 2)}
+        if self.distill.method == "sequence":
+            row["left_out"] = self.left_out
         return row if self.cache is None else {**row, "lost_mass": self.cache.lost_mass()}
 
     def run(self, model: Any, inputs: Any, num_items_in_batch: Any) -> AudioLMOutput:
@@ -190,6 +193,7 @@ class DistillationTrainer(AudioLMTrainer):
                 raise TypeError(f"method 'sequence' relabels an AudioDataset, not {type(data).__name__}: give one")
             limits = {"max_new_tokens": how.max_new_tokens, "batch_size": self.args.per_device_train_batch_size}
             items = teacher_items(self.teacher, data.items, data.root, folder, progress=progress, **limits)
+            self.left_out = len(data.items) - len(items)
             self.train_dataset = AudioDataset(items, data.root, data.cache, data.views, data.seed)
             return
         kind = {"top_k": how.top_k, "temperature": how.temperature, "vocab_size": self.vocab_size}

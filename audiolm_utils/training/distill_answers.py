@@ -45,7 +45,10 @@ def teacher_items(
     one. Only text passes on, so its tokenizer and its audio tokens may be of any kind.
 
     Answers are kept, a JSON line each, in `<folder>/<teacher's hash>-answers-<max_new_tokens>.jsonl`, by item id (which
-    names the audio) and prompt; a call that was broken off goes on behind its last batch.
+    names the audio) and prompt; a call that was broken off goes on behind its last batch. Items to which the teacher
+    says nothing are left out: there is nothing to learn from them.
+
+    Raises ValueError where it says nothing to any.
     """
     path = folder / f"{teacher_hash(teacher)}-answers-{max_new_tokens}.jsonl"
     processor = AudioLMProcessor.from_config(teacher.config)
@@ -63,7 +66,10 @@ def teacher_items(
                 for (name, prompt), text in zip(asked, texts, strict=True):
                     file.write(json.dumps({"id": name, "prompt": prompt, "answer": text}) + "\n")
                     answers[name, prompt] = text
-    return [replace(item, text=answers[item.id, test_prompt(item)], references=None) for item in items]
+    told = [(item, answers[item.id, test_prompt(item)]) for item in items]
+    if not any(text.strip() for _, text in told):
+        raise ValueError(f"the teacher says nothing to any of {len(items)} items: train it before it teaches")
+    return [replace(item, text=text, references=None) for item, text in told if text.strip()]
 
 
 def _read_answers(path: Path) -> dict[tuple[str, str], str]:

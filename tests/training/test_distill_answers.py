@@ -65,6 +65,19 @@ def answer(built, item, samples) -> str:
     return processor.answers(ids)[0]
 
 
+def test_items_without_an_answer_are_left_out_and_all_of_them_are_refused(teacher, items, root, tmp_path):
+    teacher_items(teacher, items, root, tmp_path, **LIMIT)
+    (path,) = tmp_path.glob("*.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    silent = {rows[0]["id"]: " "}
+    path.write_text("".join(json.dumps(r | {"answer": silent.get(r["id"], r["answer"])}) + "\n" for r in rows))
+    answered = teacher_items(teacher, items, root, tmp_path, **LIMIT)
+    assert {item.id for item in answered} == {item.id for item in items} - {rows[0]["id"]}
+    path.write_text("".join(json.dumps(r | {"answer": ""}) + "\n" for r in rows))
+    with pytest.raises(ValueError, match=f"says nothing to any of {len(items)} items"):
+        teacher_items(teacher, items, root, tmp_path, **LIMIT)
+
+
 def test_the_teachers_answers_become_the_texts(built, teacher, items, samples, root, tmp_path):
     items = [replace(items[0], references=("or else",)), *items[1:], items[0]]  # the first stands there twice
     answered = teacher_items(teacher, items, root, tmp_path, **LIMIT)

@@ -1,0 +1,67 @@
+"""The final evaluation's result row: recipes and baselines scored, recipes timed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from audiolm_utils.models.weights import DERIVED
+from audiolm_utils.study.final import CTC, SEEDS, baseline_answers, final_lessons, run_final
+from audiolm_utils.study.final_costs import measure_final
+from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, OURS
+from audiolm_utils.study.ladder_row import samples_of
+from audiolm_utils.study.paired import differences, scores
+from audiolm_utils.study.recipe import RECIPES, Recipe
+from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
+from audiolm_utils.study.run import ADAPTERS
+
+EXPERIMENT = Recipe("final")
+CONDITION = ("test_set",)
+BASELINES = "no audio language model"
+
+
+def run_or_load_final(*, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
+    """The final evaluation's row: loaded where recipes and data are those of the row, else made.
+
+    What an interrupted call finished is not done again; `fresh` starts over. Time it on an idle machine: the last part
+    measures. The row has training (rows of stages), scores of all arms (baselines named `BASELINES`), differences of
+    recipes to the base, read_out (of our answers to our CTC read-out), efficiency (see [`measure_final`]), and what
+    every result row has; its samples stand beside it.
+    """
+    known = {"fingerprint": fingerprint()} | corpus_hashes()
+    if (row := current_row(EXPERIMENT, known)) and not fresh:
+        return row
+    data = final_lessons()
+    row = provenance(EXPERIMENT, known["data_sha256"]) | known | {"seed": list(SEEDS), "training": []}
+    answers: dict[str, list[dict[str, list[str]]]] = {}
+    for name in FINAL_RECIPES:
+        for seed in SEEDS:
+            run = run_final(name, seed, data, fresh=fresh, **arguments)
+            row["training"].append(run["training"])
+            for arm, of_tests in run["answers"].items():
+                answers.setdefault(arm, []).append({test: of_tests.get(test, [""] * len(items))
+                                                    for test, items in data.tests.items()})  # fmt: skip
+    samples = samples_of(data, answers | {BASELINES: [baseline_answers(data)]})
+    row["scores"] = [s for s in scores(samples, CONDITION) if s["metric"] == "wer" or CTC not in s["arm"]]
+    row["differences"] = differences(_only(samples, FINAL_RECIPES), CONDITION, BASE.name)
+    spoken = [sample for sample in samples if "reference" in sample]
+    ours = (OURS.name, f"{OURS.name}, {CTC}")
+    row["read_out"] = differences(_only(spoken, ours), CONDITION, ours[1])
+    row["efficiency"] = measure_final({name: (ADAPTERS / name, INFERENCE[name]) for name in FINAL_RECIPES})
+    write_result(EXPERIMENT, row, samples)
+    return row
+
+
+def _only(samples: Any, arms: Any) -> list[dict[str, Any]]:
+    """The samples with the answers of some arms alone."""
+    return [{**sample, "answers": {arm: sample["answers"][arm] for arm in arms}} for sample in samples]
+
+
+def fingerprint() -> str:
+    """12 hexadecimal digits that change with any of the recipes, with their start, and with LLMs made for them."""
+    made = {r.text_model: DERIVED[n].settings for r in FINAL_RECIPES.values()
+            if (n := r.text_model.removeprefix("pocket:")) in DERIVED}  # fmt: skip
+    recipes = [recipe.fingerprint() for recipe in FINAL_RECIPES.values()]
+    about = [recipes, made, INFERENCE, SEEDS, RECIPES["pocket-quick"].fingerprint()]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]

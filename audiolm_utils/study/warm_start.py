@@ -1,0 +1,63 @@
+"""A shipped model of one encoder as the start of one that hears with a second encoder, too."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load_file
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from audiolm_utils.models.configuration import AudioLMConfig
+from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
+from audiolm_utils.study.run import ADAPTERS
+
+
+@torch.no_grad()
+def start_from(model: AudioLMForConditionalGeneration, name: str) -> None:
+    """Let an untrained model begin as a shipped one: what that has learned, and no influence of further encoders yet.
+
+    The model hears the same speech encoder in its first stream and has the shipped one's projector, wider; in what
+    this has more of (rows and columns of a second stream, tokens of the CTC vocabulary), the model computes what the
+    shipped one does. Columns of further streams are zero and learn; tokens that are new to CTC get the mean bias.
+
+    Raises:
+        ValueError: the two have other frozen parts, or a tensor of one has no place in the other.
+    """
+    config = AudioLMConfig.from_pretrained(ADAPTERS / name)
+    for part in ("speech_model", "text_model"):
+        if (ours := getattr(model.config, part)) != (theirs := getattr(config, part)):
+            raise ValueError(f"{name} was trained with {part}={theirs!r} and cannot start a model with {ours!r}")
+    shipped = load_file(ADAPTERS / name / SAFE_WEIGHTS_NAME)
+    own = {key: tensor.clone() for key, tensor in model.own_state_dict().items()}
+    width = model.speech_encoder.hidden_size
+    streams = sum(part.hidden_size for part in (model.speech_encoder, model.audio_encoder) if part is not None)
+    for key, tensor in own.items():
+        source = key.replace("body.norm.0.", "body.norm.")
+        if source not in shipped:
+            if "body.norm." not in key:
+                raise ValueError(f"{name} has no {source}: it does not fit a model with {key}")
+            continue  # the norm of a further stream
+        if key == "ctc.token_ids":
+            continue
+        theirs, place = shipped[source].to(tensor), tensor
+        if key == "ctc.bias":
+            theirs = _biases(theirs, shipped["ctc.token_ids"], own["ctc.token_ids"])
+        elif key.endswith("body.mix.bias"):
+            place = tensor[:width]
+        elif key.endswith("body.mix.weight"):  # (E, E, 5)
+            tensor[:width] = 0
+            place = tensor[:width, :width]
+        elif key.endswith("body.mlp.0.weight"):  # (hidden, frames E)
+            tensor.zero_()
+            place = tensor.view(len(tensor), -1, streams)[..., :width]
+            theirs = theirs.view(len(theirs), -1, width)
+        if place.shape != theirs.shape:
+            raise ValueError(f"{source} of {name} is {tuple(theirs.shape)}; expected {tuple(place.shape)}")
+        place.copy_(theirs)
+    model.load_own_state_dict(own, origin=name)
+
+
+def _biases(theirs: torch.Tensor, their_ids: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Biases of the blank and of `ids` from those of another vocabulary."""
+    known = dict(zip(their_ids.tolist(), theirs[1:], strict=True))
+    mean = theirs[1:].mean()
+    return torch.stack([theirs[0], *(known.get(token, mean) for token in ids.tolist())])
