@@ -11,6 +11,7 @@ from audiolm_utils.figures import (
     distillation,
     encoders,
     llm,
+    moe,
     patches,
     quickstart,
     timeline,
@@ -19,7 +20,7 @@ from audiolm_utils.figures.style import FIGURES
 
 GENERATORS = tuple(
     module.generate
-    for module in (timeline, quickstart, data_eda, anatomy, encoders, patches, llm, distillation, augmentation)
+    for module in (timeline, quickstart, data_eda, anatomy, encoders, patches, llm, moe, distillation, augmentation)
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from audiolm_utils.evaluation.profiling import GIB
 from audiolm_utils.figures.bars import Panel, bar_panels
@@ -21,7 +22,8 @@ from audiolm_utils.study.results import RESULTS
 from audiolm_utils.study.rung_costs import WAYS
 
 LADDER = "pocket/ladder.json"
-COSTS = {  # of a row of costs, by the axis' label
+Cost = Callable[[Mapping[str, Any]], float]
+COSTS: dict[str, Cost] = {  # of a row of costs, by the axis' label
     "milliseconds a token": lambda row: 1e3 * row["tpot_s"]["median"],
     "peak memory (GiB)": lambda row: row["peak_memory_bytes"] / GIB,
 }
@@ -89,38 +91,53 @@ def layers(chosen: Mapping[str, Any]) -> Figure:
 
 
 @styled()
-def pareto(scores: Rows, costs: Rows) -> Figure:
-    """Quality of every rung against time a token and against memory, up is better; a line joins those no other beats.
+def pareto(
+    scores: Rows,
+    costs: Rows,
+    axes_of: Mapping[str, Cost] = COSTS,
+    labels: Mapping[str, str] | None = None,
+    apart_points: float = 0.0,
+) -> Figure:
+    """Quality of every model against what it costs, up is better; a line joins those no other beats.
 
     Args:
         scores: rows of `paired.scores`, of arms named "30 layers" or "30 layers, NF4".
         costs: rows of `measure_costs`, of the same names.
+        axes_of: a row of panels each: what an arm costs, of its row of `costs`, by the axis' label.
+        labels: of the arms in the legend, where they are not their names.
+        apart_points: how far arms are moved apart to the sides, for those that cost the same.
     """
     cost_of = {row["model"]: row for row in costs if row["way"] == next(iter(WAYS))}
     sets = list(dict.fromkeys(row["test_set"] for row in scores))
     looks = {arm: _look(arm, list(cost_of)) for arm in cost_of}
     size = {"figsize": (2.35 * len(sets) + 0.9, 6.5)}
-    figure, axes = new_figure(len(COSTS), len(sets), sharex="row", sharey="col", squeeze=False, figure=size)
-    for of_cost, (label, cost) in zip(axes, COSTS.items(), strict=True):
+    figure, axes = new_figure(len(axes_of), len(sets), sharex="row", sharey="col", squeeze=False, figure=size)
+    for of_cost, (label, cost) in zip(axes, axes_of.items(), strict=True):
+        spent = {arm: cost(row) for arm, row in cost_of.items()}
+        order = sorted(spent, key=spent.__getitem__)  # so that none is drawn past another
         for ax, name in zip(of_cost, sets, strict=True):
             rows = [row for row in scores if row["test_set"] == name]
             metric, better = METRICS[rows[0]["metric"]]
             sign = -1 if better == "lower" else 1
-            points = [(cost(cost_of[row["arm"]]), sign * row["value"]) for row in rows]
+            points = [(spent[row["arm"]], sign * row["value"]) for row in rows]
             best = sorted(points[n] for n in front(points))
             ax.plot(*zip(*[(x, sign * y) for x, y in best], strict=True), ":", color="0.35", linewidth=1.8, zorder=1)
             for row, (x, _) in zip(rows, points, strict=True):
                 spread = [[row["value"] - row["ci95"][0]], [row["ci95"][1] - row["value"]]]
-                ax.errorbar(x, row["value"], yerr=spread, capsize=3, elinewidth=1.2, **looks[row["arm"]])
+                drawn = ax.errorbar(x, row["value"], yerr=spread, capsize=3, elinewidth=1.2, **looks[row["arm"]])
+                for artist in drawn.get_children() if apart_points else ():
+                    inches = apart_points * (order.index(row["arm"]) - (len(order) - 1) / 2) / 72
+                    shift = ScaledTranslation(inches, 0, figure.dpi_scale_trans)
+                    artist.set_transform(artist.get_transform() + shift)
             ax.margins(x=0.15)
             if ax in axes[0]:
                 ax.set_title(f"{name}\n{metric}, n = {rows[0]['n']}", fontsize=12)
                 if sign < 0:
                     ax.invert_yaxis()
         of_cost[len(sets) // 2].set_xlabel(label)
-    handles = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
+    handles = [Line2D([], [], label=(labels or {}).get(arm, arm), **look) for arm, look in looks.items()]
     handles.append(Line2D([], [], linestyle=":", color="0.35", label="not beaten in both"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4 if len(handles) > 5 else 3)
     return figure
 
 

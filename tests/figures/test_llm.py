@@ -86,6 +86,22 @@ def test_rungs_stand_at_their_cost_in_the_fastest_way_with_better_above():
     assert all(arm in texts(figure) for arm in ARMS)
 
 
+def test_arms_may_be_named_and_set_apart():
+    row = ladder()
+    weight = {"heaviness": lambda cost: cost["tpot_s"]["median"]}
+    figure = pareto(row["scores"], row["efficiency"]["rows"], weight, {"10 layers": "the short one"}, apart_points=6)
+    assert len(figure.axes) == 3 and figure.axes[1].get_xlabel() == "heaviness"
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["30 layers", "30 layers, NF4", "the short one", "not beaten in both"]
+    figure.draw_without_rendering()
+    for bars, inches in zip(figure.axes[1].containers, (0.0, 1 / 12, -1 / 12), strict=True):  # by their cost
+        line = bars.lines[0]
+        shift = line.get_transform().transform(line.get_xydata()) - figure.axes[1].transData.transform(
+            line.get_xydata()
+        )
+        np.testing.assert_allclose(shift, [[inches * figure.dpi, 0.0]], atol=1e-6)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
 def test_the_front_is_what_nothing_beats(points):
     kept = front(points)
