@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer, ParamWrapper
@@ -18,6 +20,8 @@ from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.precision import Int8Embedding, cast, is_int8, quantise, require_cpu
 
 PRECISIONS = ("fp32", "int8")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+LARGEST_KEPT = 32 * 2**20  # bytes of what glibc keeps for the next tensor at most, once as large a one was let go
 
 
 @torch.no_grad()
@@ -113,21 +117,36 @@ def prepare_for_inference(model: AudioLMForConditionalGeneration, precision: str
         raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if precision == "int8":
         require_cpu(model)
-        llm_to_int8(model.language_model)
-        for encoder in (model.speech_encoder, model.audio_encoder):
-            if encoder is not None and not is_int8(encoder):
-                fold_adapters(encoder)
-                cast(encoder, "int8")
-        model.float()
+        with memory_given_back():
+            llm_to_int8(model.language_model)
+            for encoder in (model.speech_encoder, model.audio_encoder):
+                if encoder is not None and not is_int8(encoder):
+                    fold_adapters(encoder)
+                    cast(encoder, "int8", per_row=True)
+            model.float()
+            lay_out_for_decoding(model)
     else:
         fold_adapters(model)
-    lay_out_for_decoding(model)
+        lay_out_for_decoding(model)
     model.prepared = precision
-    give_memory_back()
 
 
-def give_memory_back() -> None:
-    """Return freed memory to the system. glibc keeps what it once gave out in pieces of up to 32 MiB."""
-    gc.collect()
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
+@contextmanager
+def memory_given_back() -> Iterator[None]:
+    """Let what is freed in here go back to the system at once, where glibc would keep it for the next tensor.
+
+    Packed weights are padded to 512 inputs; in memory of their own the pages of the padding are never touched and cost
+    nothing, in memory that held float weights before they do.
+    """
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(M_MMAP_THRESHOLD, 2**16)
+    try:
+        yield
+    finally:
+        gc.collect()
+        libc.malloc_trim(0)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)  # activations come and go as quickly as before
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_KEPT)

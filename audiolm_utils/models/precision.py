@@ -26,9 +26,12 @@ class Int8Linear(nn.Module):
     Args:
         linear: the layer; its weights are copied.
         per_row: a scale for each row (in_features,) of the inputs, whose outputs are then those that it would have
-            alone, and all 8 bits where the processor has VNNI. For LLMs, some of whose tokens are far larger than the
-            rest (Sun et al. 2024, "Massive activations in large language models").
+            alone, and all 8 bits where the processor has VNNI. LLMs need it, some of whose tokens are far larger than
+            the rest (Sun et al. 2024, "Massive activations in large language models").
     """
+
+    _sums: torch.Tensor
+    _bias: torch.Tensor | None
 
     def __init__(self, linear: nn.Linear, *, per_row: bool = False) -> None:
         super().__init__()
@@ -37,8 +40,8 @@ class Int8Linear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach().float()
         self._packed = torch.ops.quantized.linear_prepack(quantised, bias)
         if per_row:
-            sums = quantised.int_repr().sum(1) * quantised.q_per_channel_scales()
-            self.register_buffer("_sums", sums.float())
+            sums = _product(torch.ones(1, self.in_features), self._packed)[0]
+            self.register_buffer("_sums", sums if bias is None else sums - bias)
             self.register_buffer("_bias", bias, persistent=False)  # the packed one is in the state
             self._input_max = input_max()
 
@@ -53,8 +56,7 @@ class Int8Linear(nn.Module):
         low, high = low.clamp(max=0), high.clamp(min=0)
         steps = ((high - low) / self._input_max).clamp(min=1e-12)
         zeros = (low / -steps).round()
-        codes = (inputs / steps).round_().add_(zeros)  # whole numbers, which the product below leaves as they are
-        outputs = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(codes, 1.0, 0, self._packed)
+        outputs = _product((inputs / steps).round_().add_(zeros), self._packed)
         if self._bias is None:
             return outputs.sub_(zeros * self._sums).mul_(steps)
         return outputs.sub_(zeros * self._sums + self._bias).mul_(steps).add_(self._bias)
@@ -100,13 +102,14 @@ class Int8Embedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
-def cast(module: ModuleT, precision: str) -> ModuleT:
+def cast(module: ModuleT, precision: str, *, per_row: bool = False) -> ModuleT:
     """Bring a frozen encoder to a precision, in place, and return it.
 
     Args:
         module: any module that brings its inputs to the dtype of its own weights, such as our encoders.
         precision: "fp32", "fp16", "bf16", or "int8": 8-bit weights of all linear layers, the rest in float32.
             An int8 module is for inference on the CPU; its state dict tells its size and cannot be loaded.
+        per_row: with int8, see [`Int8Linear`].
 
     Raises:
         ValueError: the precision is unknown, the module is int8 already, or int8 is asked off the CPU.
@@ -120,7 +123,7 @@ def cast(module: ModuleT, precision: str) -> ModuleT:
     if precision == "int8":
         require_cpu(module)
         module.to(torch.float32)
-        return quantise(module)  # type: ignore[return-value]
+        return quantise(module, per_row=per_row)  # type: ignore[return-value]
     return module.to(DTYPES[precision])
 
 
@@ -131,8 +134,12 @@ def input_max() -> int:
     nn.init.ones_(layer.weight)
     packed = torch.ops.quantized.linear_prepack(_quantise_rows(layer.weight), None)
     codes = torch.full((2, 64), float(INPUT_MAX))
-    sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(codes, 1.0, 0, packed)
-    return INPUT_MAX if torch.allclose(sums, codes.sum(1, keepdim=True)) else INPUT_MAX // 2
+    return INPUT_MAX if torch.allclose(_product(codes, packed), codes.sum(1, keepdim=True)) else INPUT_MAX // 2
+
+
+def _product(codes: torch.Tensor, packed: torch.ScriptObject) -> torch.Tensor:
+    """Outputs of packed weights for inputs that are codes already: whole numbers from 0 to 255, as float32."""
+    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(codes, 1.0, 0, packed)
 
 
 def is_int8(module: nn.Module) -> bool:
