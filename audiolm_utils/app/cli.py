@@ -88,7 +88,8 @@ def transcribe(args: argparse.Namespace) -> int:
     """Print one line a file, `path<TAB>transcript`; a bad file is named and skipped."""
     load_audio = resolve_name("audiolm_utils.data.audio:load_audio")
     load_transcriber = resolve_name("audiolm_utils.study.run:load_transcriber")
-    transcriber = load_transcriber(args.recipe) if args.recipe else load_transcriber()
+    chosen = {"recipe": args.recipe, "precision": args.precision}
+    transcriber = load_transcriber(**{name: value for name, value in chosen.items() if value})
     failed = 0
     for path in args.files:
         try:
@@ -182,6 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(transcribe)
     sub.add_argument("files", nargs="+", metavar="FILE", help=f"audio of at most {MAX_CLIP_S:.0f} s")
     sub.add_argument("--recipe", help="recipe whose trained model listens; the shipped one without")
+    sub.add_argument("--precision", choices=("fp32", "int8"), help="of its weights (default: fp32)")
     sub = command(bench)
     sub.add_argument("--fresh", action="store_true", help="measure the rows at full size again: 12 minutes")
     sub = command(figures)

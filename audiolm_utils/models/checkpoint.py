@@ -31,6 +31,16 @@ BASE_FIELDS = (
 class OwnWeights(Base):
     """The part of [`AudioLMForConditionalGeneration`] that reads and writes its own weights, strictly."""
 
+    prepared = ""  # the precision that prepare_for_inference brought the model to
+
+    def refuse_prepared(self, deed: str, now: bool = True) -> None:
+        """Raise ValueError where the model was prepared for inference and is `now` to be saved or trained."""
+        if self.prepared and now:
+            raise ValueError(
+                f"this model cannot be {deed}: prepare_for_inference(model, {self.prepared!r}) folded its adapters "
+                "into its weights. Load it again with from_pretrained, and prepare it only where it answers"
+            )
+
     def own_state_dict(self) -> dict[str, torch.Tensor]:
         """Connector, adapter and router tensors: everything but the frozen parts."""
         state = self.state_dict()
@@ -67,8 +77,10 @@ class OwnWeights(Base):
     ) -> None:
         """Write config.json and model.safetensors with connector and adapters; frozen parts stay references.
 
-        `dtype` (such as torch.float16) stores floating tensors in that type; loading casts them back.
+        `dtype` (such as torch.float16) stores floating tensors in that type; loading casts them back. Raises
+        ValueError where the model was prepared for inference.
         """
+        self.refuse_prepared("saved")
         if not is_main_process:
             return
         folder = Path(save_directory)

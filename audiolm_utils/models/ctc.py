@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from audiolm_utils.models.precision import Int8Embedding
 from audiolm_utils.models.whisper import frame_mask
 
 BLANK = 0
@@ -49,7 +50,7 @@ class CTCHead(nn.Module):
             )
         self.token_ids.copy_(torch.tensor(sorted(token_ids)))
 
-    def log_probs(self, audio_tokens: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    def log_probs(self, audio_tokens: torch.Tensor, embedding: torch.Tensor | Int8Embedding) -> torch.Tensor:
         """(B, N, D) and the LLM's table (vocabulary, D) -> log-probabilities (B, N, V + 1), float32."""
         classes = torch.cat([self.blank[None], embedding[self.token_ids].to(self.blank.dtype)])
         logits = (audio_tokens.float() @ classes.T) * self.log_scale.exp() + self.bias
@@ -104,7 +105,7 @@ class CTCHead(nn.Module):
         audio_tokens: torch.Tensor,
         log_probs: torch.Tensor,
         lengths: torch.Tensor,
-        embedding: torch.Tensor,
+        embedding: torch.Tensor | Int8Embedding,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """LLM inputs from CTC peaks (compression as Gaido et al. 2021, mixing as in soft prompts).
 

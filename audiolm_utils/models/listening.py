@@ -12,6 +12,7 @@ import torch
 from audiolm_utils.models.audio_encoders import AudioEncoder
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.ctc import CTCHead
+from audiolm_utils.models.llm import token_table
 from audiolm_utils.models.outputs import AudioTokens
 from audiolm_utils.models.projector import Projector
 from audiolm_utils.models.splice import IGNORE_INDEX
@@ -72,7 +73,7 @@ class Listening(Base):
         tokens, counts = self.projector(encoder_features.to(self.projector.dtype), encoder_lengths)
         if self.ctc is None:
             return AudioTokens(tokens, counts, None, None)
-        table = self.language_model.get_input_embeddings().weight
+        table = token_table(self.language_model)
         log_probs = self.ctc.log_probs(tokens, table)
         if not self.config.compress:
             return AudioTokens(tokens, counts, None, log_probs)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from audiolm_utils.models.configuration import LLM_BACKENDS, LLM_PRECISIONS
-from audiolm_utils.models.precision import DTYPES, Int8Linear
+from audiolm_utils.models.precision import DTYPES, Int8Embedding, Int8Linear
 from audiolm_utils.models.quantised import check_autocast, load_nf4, stored_quantisation
 
 UNSLOTH_TOKENS = 2048  # the longest input it prepares for: 30 s of audio, prompt and answer are far below
@@ -127,7 +127,13 @@ def is_adapter(name: str) -> bool:
 
 def embedding_rms(model: PreTrainedModel) -> float:
     """Root mean square of the LLM's input embedding table."""
-    return float(model.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt())
+    return float(token_table(model)[:].detach().float().pow(2).mean().sqrt())
+
+
+def token_table(model: PreTrainedModel) -> torch.Tensor | Int8Embedding:
+    """The LLM's input embedding table (vocabulary, D), whose rows are had as `table[token_ids]` in any precision."""
+    embedding = model.get_input_embeddings()
+    return embedding if isinstance(embedding, Int8Embedding) else embedding.weight
 
 
 def effective_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -112,6 +112,7 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
 
     def train(self, mode: bool = True) -> AudioLMForConditionalGeneration:
         """Set training mode; frozen parts stay in eval mode, only their adapters follow."""
+        self.refuse_prepared("trained", mode)
         super().train(mode)
         for part in (self.speech_encoder, self.audio_encoder, self.language_model):
             if part is None:
@@ -150,10 +151,11 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
             ValueError: a row's placeholders differ from its audio tokens, neither prompts nor labels are given, or
                 `router_loss_weight` is above 0 and the LLM has no experts.
         """
+        self.refuse_prepared("trained", labels is not None and torch.is_grad_enabled())
         if input_ids is None or attention_mask is None:
             return self._aligned(labels, num_items_in_batch, audio)
         check_pass(self.language_model, self.config.llm_precision, learns=labels is not None)
-        tokens = self.embed_audio(**audio) if audio else self._no_audio(len(input_ids))
+        tokens = self.embed_audio(**audio) if audio else self._no_audio(input_ids)
         spliced = self._splice(tokens, input_ids, attention_mask, labels, "right")
         inputs: dict[str, Any] = {"inputs_embeds": spliced.inputs_embeds, "attention_mask": spliced.attention_mask}
         inputs |= {"use_cache": False, "output_hidden_states": output_hidden_states}
@@ -198,9 +200,9 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
             loss = loss + self.ctc.bias[:0].sum()  # a batch without targets has a gradient, of zeros, too
         return AudioLMOutput(loss=loss)
 
-    def _no_audio(self, rows: int) -> AudioTokens:
-        embedding = self.language_model.get_input_embeddings().weight
-        return AudioTokens(embedding.new_zeros(rows, 0, embedding.shape[1]), torch.zeros(rows).long(), None, None)
+    def _no_audio(self, input_ids: torch.Tensor) -> AudioTokens:
+        nothing = self.language_model.get_input_embeddings()(input_ids[:, :0])
+        return AudioTokens(nothing, torch.zeros(len(input_ids)).long(), None, None)
 
     def _splice(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from audiolm_utils.models.llm import is_adapter
-from audiolm_utils.models.precision import Int8Linear
+from audiolm_utils.models.precision import Int8Embedding, Int8Linear
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def parameter_report(model: nn.Module) -> ParameterReport:
         if isinstance(module, Int8Linear):
             bias = module.get_extra_state()[2:]
             parts[_part(name)][0] += module.in_features * module.out_features + sum(b.numel() for b in bias)
+        elif isinstance(module, Int8Embedding):
+            parts[_part(name)][0] += module.num_embeddings * module.embedding_dim
     return ParameterReport({name: (total, trainable) for name, (total, trainable) in parts.items()})
 
 

@@ -104,11 +104,11 @@ def load_model(recipe: str | Recipe = DEFAULT_RECIPE) -> Model:
     return load_folder(folder, device_of(get_recipe(recipe)))
 
 
-def load_transcriber(recipe: str | Recipe = DEFAULT_RECIPE) -> Callable[[np.ndarray], str]:
-    """A function from a mono 16 kHz clip of up to 30 s to its transcript by the shipped model."""
+def load_transcriber(recipe: str | Recipe = DEFAULT_RECIPE, precision: str = "fp32") -> Callable[[np.ndarray], str]:
+    """A function from a mono 16 kHz clip of up to 30 s to its transcript by the shipped model; "int8" is on a CPU."""
     recipe = get_recipe(recipe)
     model, processor = load_model(recipe)
-    prepare_for_inference(model)
+    prepare_for_inference(model.cpu() if precision == "int8" else model, precision)
 
     def transcribe(clip: np.ndarray) -> str:
         weight = recipe.ctc_decode_weight

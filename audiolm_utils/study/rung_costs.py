@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.evaluation.evaluate import answer_clips
 from audiolm_utils.evaluation.profiling import Timing, measure_together, peak_memory_bytes, weights_bytes
 from audiolm_utils.evaluation.roofline import measure_device
-from audiolm_utils.models.folding import fold_adapters, lay_out_for_decoding
+from audiolm_utils.models.folding import fold_adapters, lay_out_for_decoding, prepare_for_inference
+from audiolm_utils.models.precision import Int8Embedding
 from audiolm_utils.study.measure import Model, load_folder, timing_clip
 
 NEW_TOKENS = 33
@@ -23,28 +24,34 @@ WAYS: dict[str, tuple[Callable[[Any], Any], ...]] = {
     "folded, by rows": (fold_adapters,),
     "adapters apart": (),
 }
+FURTHER_WAYS: dict[str, tuple[Callable[[Any], Any], ...]] = {
+    "int8, folded": (partial(prepare_for_inference, precision="int8"),),
+}
 
 
 def load_in_a_way(folder: Path, way: str = "folded, by columns") -> Model:
-    """A saved model prepared in one of `WAYS`."""
+    """A saved model prepared in one of `WAYS` or `FURTHER_WAYS`."""
     model, processor = load_folder(folder)
-    for prepare in WAYS[way]:
+    for prepare in (WAYS | FURTHER_WAYS)[way]:
         prepare(model)
     return model, processor
 
 
 @torch.no_grad()
-def measure_costs(folders: Mapping[str, Path], base: str, *, repeats: int = 10) -> dict[str, Any]:
-    """Time saved models on one clip of 3 s, batch 1, greedy; `base` in all `WAYS`, the others in the first.
+def measure_costs(
+    folders: Mapping[str, Path], base: str, *, ways: Sequence[str] = tuple(WAYS), repeats: int = 10
+) -> dict[str, Any]:
+    """Time saved models on one clip of 3 s, batch 1, greedy; `base` in all of `ways`, the others in the first.
 
     Returns:
         audio_s, threads, read_bytes_per_s (measured here, before the times), rows: model, way, ttft_s (audio to first
         token), encoder_s, prefill_s (from encoder features), tpot_s (summaries), llm_bytes, own_share (of the reading
-        that a token needs at least, in its time), weights_bytes, peak_memory_bytes (of a fresh process, first way).
+        that a token needs at least, in its time), weights_bytes, peak_memory_bytes (of a fresh process; the first
+        way, and `FURTHER_WAYS`).
     """
     clip, question = timing_clip(), test_prompt("asr")
-    models = {(name, way): load_in_a_way(folder, way) for name, folder in folders.items() for way in WAYS
-              if name == base or way == next(iter(WAYS))}  # fmt: skip
+    models = {(name, way): load_in_a_way(folder, way) for name, folder in folders.items() for way in ways
+              if name == base or way == ways[0]}  # fmt: skip
     reading = measure_device(repeats).bytes_per_s
     calls: dict[tuple[str, str, str], Callable[[], Any]] = {}
     for (name, way), (model, processor) in models.items():
@@ -64,13 +71,15 @@ def measure_costs(folders: Mapping[str, Path], base: str, *, repeats: int = 10) 
         llm = weights_bytes(model.language_model)
         row: dict[str, Any] = {"model": name, "way": way}
         row |= {part: times[name, way, part].summary() for part in ("ttft_s", "encoder_s", "prefill_s")}
-        row |= {"tpot_s": token.summary(), "llm_bytes": llm, "own_share": round(llm / reading / token.median, 3)}
+        table = model.language_model.get_input_embeddings()
+        read = llm - (weights_bytes(table) if isinstance(table, Int8Embedding) else 0)  # beside the output layer's own
+        row |= {"tpot_s": token.summary(), "llm_bytes": llm, "own_share": round(read / reading / token.median, 3)}
         row["weights_bytes"] = weights_bytes(model)
         rows.append(row)
     del models, calls
     for row in rows:
-        if row["way"] == next(iter(WAYS)):
-            load = partial(load_in_a_way, folders[row["model"]])
+        if row["way"] == ways[0] or row["way"] in FURTHER_WAYS:
+            load = partial(load_in_a_way, folders[row["model"]], row["way"])
             row["peak_memory_bytes"] = peak_memory_bytes(partial(_answer, clip), prepare=load)
     seconds = round(len(clip) / SAMPLE_RATE, 3)
     return {"audio_s": seconds, "threads": torch.get_num_threads(), "read_bytes_per_s": reading, "rows": rows}

@@ -227,8 +227,8 @@ def test_data_checks_an_annotation_and_names_all_its_problems(capsys, tiny_clip)
 def test_transcribe_names_and_skips_a_bad_file(monkeypatch, capsys, tiny_clip, tmp_path):
     heard = []
 
-    def load_transcriber(recipe="shipped"):
-        heard.append(recipe)
+    def load_transcriber(recipe="shipped", precision="its own"):
+        heard.append((recipe, precision))
         return lambda audio: f"{len(audio)} {audio.dtype}"
 
     provide(monkeypatch, "audiolm_utils.study.run", load_transcriber=load_transcriber)
@@ -236,8 +236,8 @@ def test_transcribe_names_and_skips_a_bad_file(monkeypatch, capsys, tiny_clip, t
     out, err = capsys.readouterr()
     assert out == f"{tiny_clip}\t8000 {np.dtype(np.float32)}\n"
     assert err.startswith("audiolm: ") and "absent.wav" in err and err.count("\n") == 1
-    assert cli.main(["transcribe", str(tiny_clip), "--recipe", "pocket-quick"]) == 0
-    assert heard == ["shipped", "pocket-quick"]
+    assert cli.main(["transcribe", str(tiny_clip), "--recipe", "pocket-quick", "--precision", "int8"]) == 0
+    assert heard == [("shipped", "its own"), ("pocket-quick", "int8")]
 
 
 def test_figures_and_results_print_what_they_made(monkeypatch, capsys, tmp_path):

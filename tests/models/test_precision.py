@@ -9,9 +9,10 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from audiolm_utils.data.audio import SAMPLE_RATE
 from audiolm_utils.evaluation.profiling import weights_bytes
+from audiolm_utils.models import precision as precision_module
 from audiolm_utils.models.audio_encoders import load_audio_encoder
 from audiolm_utils.models.log_mel import log_mel
-from audiolm_utils.models.precision import Int8Linear, cast
+from audiolm_utils.models.precision import Int8Embedding, Int8Linear, cast
 from audiolm_utils.models.weights import resolve
 from audiolm_utils.models.whisper import SpeechEncoder
 from tests import tiny
@@ -85,20 +86,37 @@ def test_padded_features_equal_whispers_own_encoder(num_mel_bins, precision):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_an_int8_layer_is_the_float_layer_within_its_steps(bias):
+@pytest.mark.parametrize("per_row", [True, False])
+def test_an_int8_layer_is_the_float_layer_within_its_steps(bias, per_row):
     torch.manual_seed(0)
     linear = nn.Linear(64, 48, bias=bias)
     with torch.no_grad():
         linear.weight[0] = 0
         linear.weight[1] *= 100  # each output has its own scale
     inputs = torch.randn(2, 5, 64)
-    outputs = Int8Linear(linear)(inputs)
+    outputs = Int8Linear(linear, per_row=per_row)(inputs)
     wanted = linear(inputs).detach()
     errors = (outputs - wanted).abs().amax((0, 1)) / wanted.std((0, 1)).clamp(min=1e-3)
     assert outputs.shape == (2, 5, 48)
     assert not outputs.requires_grad
     assert errors.max() < 0.2
     assert errors[0] < 1e-4
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("largest", [127, precision_module.input_max()])  # without VNNI, and here
+def test_rows_of_any_size_are_as_exact_as_alone(monkeypatch, bias, largest):
+    monkeypatch.setattr(precision_module, "input_max", lambda: largest)
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 48, bias=bias)
+    inputs = (
+        torch.randn(1, 5, 64) * torch.tensor([1, 1000, 0.01, 0, 1])[:, None] + torch.tensor([0, 0, 0, 0, 9])[:, None]
+    )
+    layer, wanted = Int8Linear(linear, per_row=True), linear(inputs).detach()
+    outputs = layer(inputs)
+    assert ((outputs - wanted).norm(dim=-1) < 0.05 * wanted.norm(dim=-1).clamp(min=1e-3)).all()
+    alone = torch.cat([layer(row[None, None]) for row in inputs[0]], 1)
+    assert ((outputs - alone).norm(dim=-1) < 0.005 * wanted.norm(dim=-1).clamp(min=1e-3)).all()
 
 
 def test_an_int8_layer_keeps_a_quarter_of_the_bytes():
@@ -111,6 +129,21 @@ def test_an_int8_layer_keeps_a_quarter_of_the_bytes():
     model = cast(nn.Sequential(linear, nn.LayerNorm(512)), "int8")
     assert weights_bytes(model) == 256 * 512 + 512 * (8 + 4) + 2 * 512 * 4
     assert "in_features=256, out_features=512" in repr(model)
+
+
+def test_an_int8_table_gives_rows_within_its_steps_from_a_quarter_of_the_bytes():
+    torch.manual_seed(0)
+    embedding = nn.Embedding(100, 64)
+    with torch.no_grad():
+        embedding.weight[3] = 0
+        embedding.weight[4] *= 100  # each row has its own scale
+    table, ids = Int8Embedding(embedding), torch.tensor([[3, 4], [9, 0]])
+    assert table(ids).dtype == torch.float32
+    assert torch.equal(table(ids), table[:][ids])
+    steps = embedding.weight.detach().abs().amax(1, keepdim=True) / 127
+    assert ((table[:] - embedding.weight.detach()).abs() <= 0.501 * steps + 1e-7).all()
+    assert weights_bytes(table) == 100 * (64 + 4)
+    assert "100, 64" in repr(table)
 
 
 def test_int8_replaces_every_linear_layer_but_no_subclass(parts):

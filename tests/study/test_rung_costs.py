@@ -6,8 +6,9 @@ import pytest
 
 from audiolm_utils.evaluation.profiling import weights_bytes
 from audiolm_utils.models.llm import is_adapter
+from audiolm_utils.models.precision import is_int8
 from audiolm_utils.study import rung_costs
-from audiolm_utils.study.rung_costs import WAYS, load_in_a_way, measure_costs
+from audiolm_utils.study.rung_costs import FURTHER_WAYS, WAYS, load_in_a_way, measure_costs
 from tests import tiny
 
 
@@ -42,3 +43,16 @@ def test_rows_have_their_times_and_bytes(folders, monkeypatch):
     small = load_in_a_way(folders["small"])[0]
     assert costs["rows"][-1]["weights_bytes"] == weights_bytes(small)
     assert costs["audio_s"] == 0.5
+
+
+def test_int8_is_measured_where_it_is_asked_for(folders, monkeypatch):
+    monkeypatch.setattr(rung_costs, "timing_clip", lambda: tiny.clip(0.5))
+    monkeypatch.setattr(rung_costs, "measure_device", lambda repeats: SimpleNamespace(bytes_per_s=1e9))
+    peaks = []
+    monkeypatch.setattr(rung_costs, "peak_memory_bytes", lambda fn, prepare: peaks.append(prepare()[0]) or 7)
+    first, further = next(iter(WAYS)), next(iter(FURTHER_WAYS))
+    costs = measure_costs(folders, "whole", ways=(first, further), repeats=1)
+    rows = {(row["model"], row["way"]): row for row in costs["rows"]}
+    assert list(rows) == [("whole", first), ("whole", further), ("small", first)]
+    assert rows["whole", further]["llm_bytes"] < 0.6 * rows["whole", first]["llm_bytes"]
+    assert [is_int8(model) for model in peaks] == [False, True, False]
