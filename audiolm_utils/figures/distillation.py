@@ -120,7 +120,8 @@ def budgets(training: Rows) -> Figure:
         asked = sum(stage.get("teacher_minutes", 0.0) for stage in stages)
         minutes.barh(y, own, 0.66, **bar)
         minutes.barh(y, asked, 0.66, left=own, color="white", hatch=HATCHES[1], edgecolor=SOFTER)
-        text = f"{own:.1f}" + (f" + {asked:.1f}" if asked >= 0.05 else "")
+        kept = round_and_way(arm)[1] == "sequence" and asked < 0.05  # its answers were on the disk
+        text = f"{own:.1f}" + (f" + {asked:.1f}" if asked >= 0.05 else ", asked before" if kept else "")
         minutes.annotate(text, (own + asked, y), (6, 0), textcoords="offset points", va="center", fontsize=11)
     steps.set(title="steps on audio, dots: seeds", xlabel="steps")
     minutes.set(title="minutes: a student's + asking its teacher", xlabel="minutes (hatched: of the teacher)")

@@ -73,4 +73,4 @@ OURS = replace(
 )
 FINAL_RECIPES = {recipe.name: recipe for recipe in (BASE, STUDY_FINAL, OURS)}
 # How each one's saved model is prepared for answers, see `WAYS`.
-INFERENCE = {BASE.name: "folded, by columns", STUDY_FINAL.name: "folded, by columns", OURS.name: "int8"}
+INFERENCE = {BASE.name: "folded, by columns", STUDY_FINAL.name: "folded, by columns", OURS.name: "int8, folded"}
