@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from audiolm_utils.figures import anatomy, augmentation, data_eda, encoders, llm, patches, quickstart, timeline
+from audiolm_utils.figures import (
+    anatomy,
+    augmentation,
+    data_eda,
+    encoders,
+    llm,
+    patches,
+    quickstart,
+    timeline,
+    training,
+)
 from audiolm_utils.figures.style import FIGURES
 
 GENERATORS = tuple(
-    module.generate for module in (timeline, quickstart, data_eda, anatomy, encoders, patches, llm, augmentation)
+    module.generate
+    for module in (timeline, quickstart, data_eda, anatomy, encoders, patches, llm, augmentation, training)
 )
 
 
