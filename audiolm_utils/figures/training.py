@@ -59,7 +59,11 @@ def choices(row: Mapping[str, Any]) -> Figure:
         for place, arm in enumerate((arms[0], *others)):
             for n, learned in enumerate(r for r in row["training"] if r["arm"] == arm):
                 smooth = np.convolve(learned["losses"], np.ones(SMOOTH) / SMOOTH, "valid")
-                look = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": "-" if n == 0 else "--"}
+                look: dict[str, Any] = {
+                    "color": COLOURS[place],
+                    "marker": MARKERS[place],
+                    "linestyle": "-" if n == 0 else "--",
+                }
                 look |= {"label": arm if n == 0 else None, "markevery": (3 * place, 9), "markersize": 6}
                 ax.plot(np.arange(SMOOTH, len(learned["losses"]) + 1), smooth, **look)
         ax.set(title=title, xlabel="step")
