@@ -15,13 +15,12 @@ from audiolm_utils.figures import (
     patches,
     quickstart,
     timeline,
+    training,
 )
 from audiolm_utils.figures.style import FIGURES
 
-GENERATORS = tuple(
-    module.generate
-    for module in (timeline, quickstart, data_eda, anatomy, encoders, patches, llm, moe, distillation, augmentation)
-)
+MODULES = (timeline, quickstart, data_eda, anatomy, encoders, patches, llm, moe, distillation, augmentation, training)
+GENERATORS = tuple(module.generate for module in MODULES)
 
 
 def generate_all(out_dir: Path | str = FIGURES) -> list[Path]:

@@ -157,7 +157,7 @@ def loss_curves(families: Mapping[str, Mapping[str, Curves]]) -> Figure:
     Args:
         families: by the panel's title, by the line's label: a curve a seed, each pairs of step and loss.
     """
-    size = {"figsize": (3.9 * len(families) + 1.0, 4.6)}
+    size = {"figsize": (max(6.5, 3.9 * len(families) + 1.0), 4.6)}
     figure, axes = new_figure(1, len(families), sharey=True, squeeze=False, figure=size)
     labels = list(dict.fromkeys(label for lines in families.values() for label in lines))
     for ax, (title, lines) in zip(axes[0], families.items(), strict=True):
