@@ -100,7 +100,8 @@ def load_model(recipe: str | Recipe = DEFAULT_RECIPE) -> Model:
     """The shipped model of a recipe and its processor, in eval mode; frozen parts are fetched where absent."""
     folder = ADAPTERS / get_recipe(recipe).name
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is absent: train it with `python -m audiolm_utils study {folder.name}`")
+        study = "final" if folder.name in FINAL_RECIPES else folder.name
+        raise FileNotFoundError(f"{folder} is absent: train it with `python -m audiolm_utils study {study}`")
     return load_folder(folder, device_of(get_recipe(recipe)))
 
 

@@ -176,7 +176,7 @@ def test_a_data_root_is_looked_below(monkeypatch, capsys, command, tmp_path):
 def test_an_unknown_recipe_is_named_with_the_full_ones(capsys):
     assert cli.main(["study", "full-bass"]) == 1
     assert capsys.readouterr().err.startswith(
-        "audiolm: recipe 'full-bass' is unknown; expected one of pocket-quick, full-b"
+        "audiolm: recipe 'full-bass' is unknown; expected one of pocket-quick, base, study-final, ours, full-b"
     )
 
 
