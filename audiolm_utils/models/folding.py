@@ -68,12 +68,14 @@ def lay_out_for_decoding(module: nn.Module) -> None:
     A token alone multiplies each matrix by one vector. Row by row this is a dot product per output, too short to keep
     a narrow model's memory busy; column by column it is a few long additions into outputs that stay in the cache.
 
-    All other tensors are copied: they may be views of a checkpoint's file, which stays in memory while one is left.
+    Every tensor is copied, a matrix of one row too, which lies in both orders: it may be a view of a checkpoint's file,
+    which stays in memory while one is left.
     """
+    by_columns = {"memory_format": torch.contiguous_format}
     matrices = {layer.weight for layer in module.modules() if type(layer) is nn.Linear}
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.device.type == "cpu" and type(tensor) in (nn.Parameter, torch.Tensor):
-            tensor.data = tensor.data.t().contiguous().t() if tensor in matrices else tensor.data.clone()
+            tensor.data = tensor.data.t().clone(**by_columns).t() if tensor in matrices else tensor.data.clone()
     lay_out_experts(module)
 
 

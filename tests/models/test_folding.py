@@ -64,6 +64,15 @@ def test_adapters_of_experts_are_folded_and_experts_laid_out(parts, batch, tmp_p
 
 
 @torch.no_grad()
+def test_no_tensor_is_left_where_it_was_loaded():
+    module = nn.ModuleDict({"one row": nn.Linear(6, 1), "wide": nn.Linear(6, 3), "norm": nn.LayerNorm(6)})
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in module.named_parameters()}
+    lay_out_for_decoding(module)
+    for name, tensor in module.named_parameters():
+        assert tensor.data_ptr() != before[name][0], name
+        assert torch.equal(tensor, before[name][1])
+
+
 def test_quantised_layers_keep_their_adapters(parts, batch):
     model, _ = tiny.build(parts, lora=LORA, llm_precision="nf4")
     before = model(**batch).logits

@@ -32,6 +32,7 @@ OTHER_STAGE = {
     "distill": Distillation(),
     "minutes": 5.0,
     "router_loss_weight": 0.1,
+    "autocast": True,
 }
 DISTILLED = {
     "method": "hidden",
