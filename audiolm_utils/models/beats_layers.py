@@ -6,6 +6,7 @@ Shape legend: B batch, L tokens, D width, H heads, K kernel of the positional co
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +30,20 @@ class PositionalConvolution(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D); what is zero in `tokens` counts as absent."""
-        kernel = self.direction.shape[-1]
-        weight = self.direction * (self.magnitude / self.direction.norm(dim=(0, 1), keepdim=True))
-        hidden = functional.conv1d(tokens.transpose(1, 2), weight, self.bias, padding=kernel // 2, groups=self.groups)
-        return functional.gelu(hidden[..., : tokens.shape[1]]).transpose(1, 2)  # an even kernel gives one too many
+        """Map (B, L, D) to (B, L, D); what is zero in `tokens` counts as absent.
+
+        On a CPU it is done in float32 whatever the dtype or autocast: torch 2.13 answers a grouped bfloat16 convolution
+        with an even kernel and few channels a group wrongly there (oneDNN on AMX).
+        """
+        kernel, kind = self.direction.shape[-1], tokens.device.type
+        weight, hidden, bias = self.direction, tokens.transpose(1, 2), self.bias
+        with torch.autocast(kind, enabled=False) if kind == "cpu" else nullcontext():
+            if kind == "cpu":
+                weight, hidden, bias = weight.float(), hidden.float(), bias.float()
+            weight = weight * (self.magnitude / weight.norm(dim=(0, 1), keepdim=True))
+            hidden = functional.conv1d(hidden, weight, bias, padding=kernel // 2, groups=self.groups)
+            hidden = functional.gelu(hidden[..., : tokens.shape[1]])  # an even kernel gives one too many
+        return hidden.transpose(1, 2).to(tokens.dtype)
 
 
 def relative_bucket(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:

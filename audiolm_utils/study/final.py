@@ -21,7 +21,7 @@ from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.evaluation.baselines import majority_answers, nearest_texts, whisper_transcripts
 from audiolm_utils.study.answers import answer_features
-from audiolm_utils.study.final_recipes import FINAL_RECIPES, OURS, SCENES, SYNTHETIC, WARM
+from audiolm_utils.study.final_recipes import FINAL_RECIPES, INFERENCE, OURS, SCENES, SYNTHETIC, WARM
 from audiolm_utils.study.lessons import RENDERED, Lessons, alignment_items
 from audiolm_utils.study.measure import Model
 from audiolm_utils.study.noise_answers import in_noise, read_out
@@ -125,9 +125,10 @@ def run_final(name: str, seed: int, data: Lessons, *, fresh: bool = False, **arg
 
 
 def kept_answers(recipe: Recipe, place: Path, data: Lessons, done: Path) -> dict[str, dict[str, list[str]]]:
-    """Answers of a saved model to every test item, by arm and test set; read from a file where they are there."""
+    """Answers of a saved model, prepared as it is deployed, to every test item, by arm and test set; read from a file
+    where they are there."""
     if not done.is_file():
-        model = load_in_a_way(place)
+        model = load_in_a_way(place, INFERENCE[recipe.name])
         answers: dict[str, dict[str, list[str]]] = {recipe.name: {}, f"{recipe.name}, {CTC}": {}}
         for name, items in data.tests.items():
             features = features_of(model, items)

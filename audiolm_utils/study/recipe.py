@@ -41,7 +41,8 @@ class Stage:
             then follows the time and not the steps, so give more steps than can fit; see [`TimeLimit`]. What a teacher
             is asked before training does not count.
         router_loss_weight: weight of the loss that keeps an LLM's experts in balance, see [`balance_loss`].
-        autocast: multiply matrices in bfloat16, by autocast; weights, gradients and sums stay float32.
+        autocast: multiply matrices in bfloat16, by autocast, in the encoders, too; weights, gradients and sums stay
+            float32.
     """
 
     name: str

@@ -90,7 +90,8 @@ def train_stage(
         audio, seed, chosen = root or cache_dir(), recipe.seed + stage.seed_offset, stage_items(stage, items)
         cache = None
         if not stage.from_audio:
-            cache = encode_items(model, processor, chosen, audio, cache_dir() / "features", views=stage.views)
+            how: dict[str, Any] = {"views": stage.views, "autocast": stage.autocast}
+            cache = encode_items(model, processor, chosen, audio, cache_dir() / "features", **how)
         collator = Collator(
             processor,
             stage.objective,

@@ -59,6 +59,7 @@ def encode_items(
     cache_folder: Path,
     *,
     views: AugmentedViews | None = None,
+    autocast: bool = False,
     batch_size: int = 16,
     progress: bool = True,
 ) -> Features:
@@ -66,7 +67,8 @@ def encode_items(
 
     A cache belongs to one encoder's exact weights and mode, and each entry to its item id, which names the audio; a
     damaged entry is encoded again. With `views` those stand beside the clean features, under [`AugmentedViews.key`];
-    a view that leaves its clip as it is costs nothing. Raises ValueError for a legacy projector, whose frames are not
+    a view that leaves its clip as it is costs nothing. With `autocast` the encoders multiply in bfloat16, as in mixed
+    precision training, and have caches of their own. Raises ValueError for a legacy projector, whose frames are not
     each clip's own.
     """
     if model.config.projector_config.legacy:
@@ -79,13 +81,14 @@ def encode_items(
     model.eval()
     caches = []
     for title, key, encode in _encoders(model, processor):
-        cache = FeatureCache(cache_folder, key)
+        cache = FeatureCache(cache_folder, f"{key}-bf16" if autocast else key)
         missing = sorted((k for k in wanted if not _holds(cache, k)), key=lambda k: wanted[k][0].duration_s or 0)
         for start in tqdm(range(0, len(missing), batch_size), title, disable=not progress or not missing):
             keys = missing[start : start + batch_size]
             inputs = processor.audio_features([_clip(*wanted[k], root, views) for k in keys])
-            features, lengths = encode({name: tensor.to(model.device) for name, tensor in inputs.items()})
-            for name, row, length in zip(keys, features, lengths.tolist(), strict=True):
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+                features, lengths = encode({name: tensor.to(model.device) for name, tensor in inputs.items()})
+            for name, row, length in zip(keys, features.float(), lengths.tolist(), strict=True):
                 cache.add(name, row[:length].cpu().numpy())
         cache.flush()
         caches.append(cache)

@@ -239,3 +239,17 @@ def test_a_configuration_that_cannot_be_built_is_refused(fields, message):
 def test_an_unknown_filter_bank_field_is_refused():
     with pytest.raises(TypeError, match="hop"):
         BeatsConfig(fbank={"hop": 10})
+
+
+@pytest.mark.parametrize("way", ["weights", "autocast"])
+def test_bfloat16_stays_near_float32(way):
+    """The channels a group and the kernel of the pocket's encoder, at which torch's own convolution goes wrong."""
+    encoder = small(hidden_size=48, conv_pos=128, conv_pos_groups=4)
+    fbank, lengths = torch.randn(2, 160, 128), torch.tensor([160, 96])
+    with torch.no_grad():
+        exact, _ = encoder(fbank, lengths)
+        if way == "weights":
+            encoder, fbank = encoder.bfloat16(), fbank.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+            near, _ = encoder(fbank, lengths)
+    assert float((near.float() - exact).norm() / exact.norm()) < 0.05

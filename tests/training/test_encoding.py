@@ -51,6 +51,15 @@ def test_encoders_keep_files_of_their_own_so_that_recipes_share_them(parts, item
     ]  # nothing encoded twice
 
 
+def test_features_in_bfloat16_lie_apart_and_near_those_in_float32(parts, items, tmp_path):
+    pair = tiny.build(parts, audio_model="beats", pad_to_30s=True)
+    exact, mixed = encoded(pair, items, tmp_path), encoded(pair, items, tmp_path, autocast=True)
+    assert exact.speech.folder != mixed.speech.folder and exact.audio.folder != mixed.audio.folder
+    for item in items:
+        off = np.linalg.norm(mixed[item.id].astype(float) - exact[item.id]) / np.linalg.norm(exact[item.id])
+        assert 0 < off < 0.03
+
+
 def test_a_damaged_stream_is_encoded_again(parts, items, tmp_path):
     pair = tiny.build(parts, audio_model="beats")
     cache = encoded(pair, items, tmp_path)
