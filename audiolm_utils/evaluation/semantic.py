@@ -39,6 +39,20 @@ def sbert_sim(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) ->
     return float(scores.mean()), scores
 
 
+def names_its_own(answers: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """Whether each answer is nearer to one of its clip's own captions than to any other clip's, (N,) bool: top-1.
+
+    Near is the cosine of sentence embeddings; the choice is among all distinct captions of `references`, so chance is
+    small and a right sound in other words counts. An empty answer names nothing.
+    """
+    known = list(dict.fromkeys(caption for captions in references for caption in captions))
+    texts = list(dict.fromkeys([*answers, *known]))
+    vectors = dict(zip(texts, sentence_embeddings(texts), strict=True))
+    captions = np.array([vectors[caption] for caption in known])
+    nearest = [known[int((captions @ vectors[answer]).argmax())] if answer.strip() else None for answer in answers]
+    return np.array([near in own for near, own in zip(nearest, references, strict=True)], bool)
+
+
 @torch.inference_mode()
 def sentence_embeddings(sentences: Sequence[str]) -> np.ndarray:
     """Return (N, 384) float32 vectors of length 1, one a sentence: the mean of its token states, special ones included.

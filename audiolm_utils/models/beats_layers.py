@@ -36,11 +36,11 @@ class PositionalConvolution(nn.Module):
         with an even kernel and few channels a group wrongly there (oneDNN on AMX).
         """
         kernel, kind = self.direction.shape[-1], tokens.device.type
-        weight, hidden, bias = self.direction, tokens.transpose(1, 2), self.bias
-        with torch.autocast(kind, enabled=False) if kind == "cpu" else nullcontext():
-            if kind == "cpu":
-                weight, hidden, bias = weight.float(), hidden.float(), bias.float()
-            weight = weight * (self.magnitude / weight.norm(dim=(0, 1), keepdim=True))
+        on_cpu = kind == "cpu"
+        given = (tokens.transpose(1, 2), self.direction, self.bias)
+        with torch.autocast(kind, enabled=False) if on_cpu else nullcontext():
+            hidden, direction, bias = (tensor.float() for tensor in given) if on_cpu else given
+            weight = direction * (self.magnitude / direction.norm(dim=(0, 1), keepdim=True))
             hidden = functional.conv1d(hidden, weight, bias, padding=kernel // 2, groups=self.groups)
             hidden = functional.gelu(hidden[..., : tokens.shape[1]])  # an even kernel gives one too many
         return hidden.transpose(1, 2).to(tokens.dtype)

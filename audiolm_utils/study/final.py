@@ -133,8 +133,8 @@ def kept_answers(recipe: Recipe, place: Path, data: Lessons, done: Path) -> dict
         for name, items in data.tests.items():
             features = features_of(model, items)
             spoken = items[0].task == "asr"
-            joint: dict[str, Any] = {"ctc_decode_weight": recipe.ctc_decode_weight} if spoken else {}
-            answers[recipe.name][name] = answer_features(model, items, features, **joint)
+            decoding = recipe.decoding() if spoken else {}
+            answers[recipe.name][name] = answer_features(model, items, features, **decoding)
             if spoken:
                 answers[f"{recipe.name}, {CTC}"][name] = read_out(model, features)
         with atomic_path(done) as partial:

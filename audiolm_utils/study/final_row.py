@@ -6,11 +6,16 @@ import hashlib
 import json
 from typing import Any
 
+import numpy as np
+
+from audiolm_utils.evaluation.metrics import bootstrap_ci
+from audiolm_utils.evaluation.semantic import names_its_own
 from audiolm_utils.models.weights import DERIVED
 from audiolm_utils.study.final import CTC, SEEDS, baseline_answers, final_lessons, run_final
 from audiolm_utils.study.final_costs import measure_final
 from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, OURS
 from audiolm_utils.study.ladder_row import samples_of
+from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.paired import differences, scores
 from audiolm_utils.study.recipe import RECIPES, Recipe
 from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
@@ -26,8 +31,8 @@ def run_or_load_final(*, fresh: bool = False, **arguments: Any) -> dict[str, Any
 
     What an interrupted call finished is not done again; `fresh` starts over. Time it on an idle machine: the last part
     measures. The row has training (rows of stages), scores of all arms (baselines named `BASELINES`), differences of
-    recipes to the base, read_out (of our answers to our CTC read-out), efficiency (see [`measure_final`]), and what
-    every result row has; its samples stand beside it.
+    recipes to the base, read_out (of our answers to our CTC read-out), top1 (of captions), efficiency (see
+    [`measure_final`]), and what every result row has; its samples stand beside it.
     """
     known = {"fingerprint": fingerprint()} | corpus_hashes()
     if (row := current_row(EXPERIMENT, known)) and not fresh:
@@ -48,9 +53,27 @@ def run_or_load_final(*, fresh: bool = False, **arguments: Any) -> dict[str, Any
     spoken = [sample for sample in samples if "reference" in sample]
     ours = (OURS.name, f"{OURS.name}, {CTC}")
     row["read_out"] = differences(_only(spoken, ours), CONDITION, ours[1])
+    row["top1"] = top1(samples)
     row["efficiency"] = measure_final({name: (ADAPTERS / name, INFERENCE[name]) for name in FINAL_RECIPES})
     write_result(EXPERIMENT, row, samples)
     return row
+
+
+def top1(samples: Rows) -> list[dict[str, Any]]:
+    """A row a test set of captions and arm: the share of answers that name their own clip, see [`names_its_own`]."""
+    rows = []
+    for name in dict.fromkeys(sample["test_set"] for sample in samples if "references" in sample):
+        block = [sample for sample in samples if sample["test_set"] == name]
+        references, groups = [s["references"] for s in block], [s["group"] for s in block]
+        for arm in block[0]["answers"]:
+            if CTC not in arm:
+                of_seeds = zip(*(sample["answers"][arm] for sample in block), strict=True)
+                right = np.array([names_its_own(texts, references) for texts in of_seeds], float)  # (seeds, samples)
+                interval = bootstrap_ci(right.mean(0), np.ones(len(block)), groups=groups)
+                row = {"test_set": name, "arm": arm, "value": round(float(right.mean()), 4), "n": len(block)}
+                row |= {"ci95": np.round(interval, 4).tolist(), "by_seed": right.mean(1).round(4).tolist()}
+                rows.append(row)
+    return rows
 
 
 def _only(samples: Any, arms: Any) -> list[dict[str, Any]]:

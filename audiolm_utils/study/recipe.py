@@ -108,7 +108,8 @@ class Recipe:
         compress: whether the LLM reads CTC peaks or every audio token.
         lora, speech_lora: peft LoraConfig fields, or None.
         stages: in order.
-        ctc_decode_weight: of CTC in joint decoding; 0 is the LLM alone.
+        ctc_decode_weight: of CTC in joint decoding of a transcript; 0 is the LLM alone.
+        num_beams: of a transcript's decoding; 1 is greedy.
         tts_limit: synthetic training clips used, or None for all.
         seed: of weights, order and augmentation.
     """
@@ -134,6 +135,7 @@ class Recipe:
     llm_precision: str = field(default="fp32", metadata=LATER)
     llm_backend: str = field(default="transformers", metadata=LATER)
     ctc_head: bool = field(default=True, metadata=LATER)
+    num_beams: int = field(default=1, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.llm_precision == "int8" and (through := [s.name for s in self.stages if s.objective == "lm"]):
@@ -165,6 +167,10 @@ class Recipe:
             lora=self.lora,
             speech_lora=self.speech_lora,
         )
+
+    def decoding(self) -> dict[str, Any]:
+        """How `generate` finds a transcript; other answers are greedy and the LLM's alone."""
+        return {"ctc_decode_weight": self.ctc_decode_weight, "num_beams": self.num_beams}
 
     def fingerprint(self) -> str:
         """12 hexadecimal digits that change with any field or with the training code's version.

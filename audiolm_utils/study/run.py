@@ -112,8 +112,7 @@ def load_transcriber(recipe: str | Recipe = DEFAULT_RECIPE, precision: str = "fp
     prepare_for_inference(model.cpu() if precision == "int8" else model, precision)
 
     def transcribe(clip: np.ndarray) -> str:
-        weight = recipe.ctc_decode_weight
-        return answer_clips(model, processor, [clip], [test_prompt("asr")], ctc_decode_weight=weight)[0]["hypothesis"]
+        return answer_clips(model, processor, [clip], [test_prompt("asr")], **recipe.decoding())[0]["hypothesis"]
 
     return transcribe
 

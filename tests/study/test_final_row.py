@@ -1,0 +1,44 @@
+"""The final evaluation's row: top-1 by hand; the committed one is of this code and follows from its samples."""
+
+import numpy as np
+import pytest
+
+from audiolm_utils.study import final_row
+from audiolm_utils.study.final import CTC
+from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, OURS
+from audiolm_utils.study.final_row import BASELINES, CONDITION, EXPERIMENT, top1
+from audiolm_utils.study.paired import differences, scores
+from audiolm_utils.study.results import read_result, read_samples, result_path
+
+
+def test_top1_is_the_share_of_captions_that_name_their_clip_by_seed(monkeypatch):
+    monkeypatch.setattr(
+        final_row, "names_its_own", lambda texts, own: np.array([t in o for t, o in zip(texts, own, strict=True)])
+    )
+    answers = [{"a": ["fox", "dog"], f"a, {CTC}": ["", ""]}, {"a": ["cat", "cat"], f"a, {CTC}": ["", ""]}]
+    samples = [
+        {"test_set": "recordings", "group": str(n), "references": [text], "answers": answers[n]}
+        for n, text in enumerate(["fox", "cat"])
+    ]
+    (row,) = top1([*samples, {"test_set": "prompts", "group": "", "reference": "fox", "answers": {"a": ["fox"]}}])
+    assert (row["arm"], row["test_set"], row["value"], row["by_seed"], row["n"]) == (
+        "a",
+        "recordings",
+        0.75,
+        [1, 0.5],
+        2,
+    )
+
+
+def test_the_committed_row_is_of_this_code_and_its_scores_follow_from_its_samples():
+    path = result_path(EXPERIMENT)
+    if not path.exists():
+        pytest.skip("no row yet")
+    row, samples = read_result(path), read_samples(path)
+    assert row["fingerprint"] == final_row.fingerprint()
+    of_scores = [s for s in scores(samples, CONDITION) if s["metric"] == "wer" or CTC not in s["arm"]]
+    assert row["scores"] == of_scores
+    assert {s["arm"] for s in of_scores} == {BASELINES, *FINAL_RECIPES, *(f"{name}, {CTC}" for name in FINAL_RECIPES)}
+    recipes = [{**s, "answers": {name: s["answers"][name] for name in FINAL_RECIPES}} for s in samples]
+    assert row["differences"] == differences(recipes, CONDITION, BASE.name)
+    assert [r["model"] for r in row["efficiency"]] == list(FINAL_RECIPES) and OURS.name in FINAL_RECIPES
