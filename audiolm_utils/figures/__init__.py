@@ -10,6 +10,7 @@ from audiolm_utils.figures import (
     data_eda,
     distillation,
     encoders,
+    final,
     llm,
     moe,
     patches,
@@ -19,7 +20,20 @@ from audiolm_utils.figures import (
 )
 from audiolm_utils.figures.style import FIGURES
 
-MODULES = (timeline, quickstart, data_eda, anatomy, encoders, patches, llm, moe, distillation, augmentation, training)
+MODULES = (
+    timeline,
+    quickstart,
+    data_eda,
+    anatomy,
+    encoders,
+    patches,
+    llm,
+    moe,
+    distillation,
+    augmentation,
+    training,
+    final,
+)
 GENERATORS = tuple(module.generate for module in MODULES)
 
 
