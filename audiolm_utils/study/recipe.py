@@ -105,7 +105,7 @@ class Recipe:
         ctc_head: whether CTC is read off the connector, which needs more audio tokens than a text has.
         ctc_merges: see [`AudioLMProcessor`].
         answers_as_ctc: spell answers with the tokens CTC reads; see [`AudioLMProcessor`].
-        compress: whether the LLM reads CTC peaks or every audio token.
+        compress, compress_every: whether the LLM reads CTC peaks or every audio token, and how many beside the peaks.
         lora, speech_lora: peft LoraConfig fields, or None.
         stages: in order.
         ctc_decode_weight: of CTC in joint decoding of a transcript; 0 is the LLM alone.
@@ -136,6 +136,7 @@ class Recipe:
     llm_backend: str = field(default="transformers", metadata=LATER)
     ctc_head: bool = field(default=True, metadata=LATER)
     num_beams: int = field(default=1, metadata=LATER)
+    compress_every: int = field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.llm_precision == "int8" and (through := [s.name for s in self.stages if s.objective == "lm"]):
@@ -164,6 +165,7 @@ class Recipe:
             ctc_vocab_size=ctc_vocab_size,
             ctc_merges=self.ctc_merges,
             compress=self.compress,
+            compress_every=self.compress_every,
             lora=self.lora,
             speech_lora=self.speech_lora,
         )

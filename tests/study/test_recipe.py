@@ -69,6 +69,7 @@ OTHER = {
     "llm_backend": "unsloth",
     "ctc_head": False,
     "num_beams": 4,
+    "compress_every": 8,
 }
 
 
