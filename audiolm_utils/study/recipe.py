@@ -41,8 +41,8 @@ class Stage:
             then follows the time and not the steps, so give more steps than can fit; see [`TimeLimit`]. What a teacher
             is asked before training does not count.
         router_loss_weight: weight of the loss that keeps an LLM's experts in balance, see [`balance_loss`].
-        autocast: multiply matrices in bfloat16, by autocast, in the encoders, too; weights, gradients and sums stay
-            float32.
+        autocast: multiply matrices in bfloat16, by autocast; weights, gradients and sums stay float32.
+        autocast_features: the same in the encoders, where their features are cached.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Stage:
     minutes: float | None = field(default=None, metadata=LATER)
     router_loss_weight: float = field(default=0.0, metadata=LATER)
     autocast: bool = field(default=False, metadata=LATER)
+    autocast_features: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if unknown := set(self.trainable) - set(TRAINABLE_PARTS):

@@ -90,7 +90,7 @@ def train_stage(
         audio, seed, chosen = root or cache_dir(), recipe.seed + stage.seed_offset, stage_items(stage, items)
         cache = None
         if not stage.from_audio:
-            how: dict[str, Any] = {"views": stage.views, "autocast": stage.autocast}
+            how: dict[str, Any] = {"views": stage.views, "autocast": stage.autocast_features}
             cache = encode_items(model, processor, chosen, audio, cache_dir() / "features", **how)
         collator = Collator(
             processor,

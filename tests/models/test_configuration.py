@@ -61,5 +61,5 @@ def test_compression_without_a_ctc_head_is_refused():
     "fields", [{"compress_every": 4}, {"compress_every": -1, "compress": True, "ctc_vocab_size": 3}]
 )
 def test_tokens_beside_the_peaks_need_peaks(fields):
-    with pytest.raises(ValueError, match="compress_every is -?\\d; expected 1 or more with compress=True"):
+    with pytest.raises(ValueError, match=r"compress_every is -?\d; expected 1 or more with compress=True"):
         AudioLMConfig(**fields)

@@ -33,6 +33,7 @@ OTHER_STAGE = {
     "minutes": 5.0,
     "router_loss_weight": 0.1,
     "autocast": True,
+    "autocast_features": True,
 }
 DISTILLED = {
     "method": "hidden",
