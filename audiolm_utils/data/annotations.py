@@ -42,6 +42,7 @@ class AudioItem:
     split: str = "train"  # one of SPLITS
     render: dict[str, Any] | None = None  # of what is rendered here: its engine, and all the engine needs
     references: tuple[str, ...] | None = None  # further right answers: a caption in other words
+    hint: str | None = None  # what a like clip is said to be; told with the question
 
     def __post_init__(self) -> None:
         for name in ("id", "path", "text", "task", "source", "speaker", "licence", "split"):
@@ -57,13 +58,15 @@ class AudioItem:
             raise ValueError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}.")
         if self.Q is not None and not isinstance(self.Q, str):
             raise ValueError(f"Q is {self.Q!r}; expected a question or nothing.")
+        if self.hint is not None and not isinstance(self.hint, str):
+            raise ValueError(f"hint is {self.hint!r}; expected a text or nothing.")
         if self.render is not None and not isinstance(self.render, dict):
             raise ValueError(f"render is {self.render!r}; expected an object or nothing.")
         if self.duration_s is not None and not _is_duration(self.duration_s):
             raise ValueError(f"duration_s is {self.duration_s!r}; expected seconds of 0 or more.")
         if self.references is not None and not _are_answers(self.references):
             raise ValueError(f"references is {self.references!r}; expected a tuple of answers, or nothing.")
-        for text in (self.Q or "", *(self.references or ())):
+        for text in (self.Q or "", self.hint or "", *(self.references or ())):
             text.encode()
         _check_relative(self.path)
 

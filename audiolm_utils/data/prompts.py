@@ -28,22 +28,25 @@ def _of_task(item: AudioItem | str, kind: str) -> list[str]:
     return [found] if isinstance(found, str) else found
 
 
-def _with_question(template: str, item: AudioItem | str, question: str | None) -> str:
-    if QUESTION not in template:
-        return template
-    if not (question or "").strip():
-        name = "a QA prompt" if isinstance(item, str) else item.id
-        raise ValueError(f"{name} has no question; give it one (Q), or another task than QA.")
-    return template.replace(QUESTION, str(question))
+def _complete(template: str, item: AudioItem | str, question: str | None) -> str:
+    if QUESTION in template:
+        if not (question or "").strip():
+            name = "a QA prompt" if isinstance(item, str) else item.id
+            raise ValueError(f"{name} has no question; give it one (Q), or another task than QA.")
+        template = template.replace(QUESTION, str(question))
+    hint = None if isinstance(item, str) else item.hint
+    return f"It may sound like: {hint}. {template}" if hint else template
 
 
 def test_prompt(item: AudioItem | str, Q: str | None = None) -> str:
     """Return the fixed prompt of an item or of a task's name; that of QA carries `Q`, or the item's own question.
 
+    An item's hint stands before it.
+
     Raises `ValueError` for an unknown task, and for QA without a question, naming the item's id.
     """
     own = None if isinstance(item, str) else item.Q
-    return _with_question(_of_task(item, "test")[0], item, own if Q is None else Q)
+    return _complete(_of_task(item, "test")[0], item, own if Q is None else Q)
 
 
 def training_prompt(item: AudioItem, rng: random.Random | np.random.Generator) -> str:
@@ -52,4 +55,4 @@ def training_prompt(item: AudioItem, rng: random.Random | np.random.Generator) -
     The fixed test prompt is among them. Raises as `test_prompt` does.
     """
     templates = _of_task(item, "train")
-    return _with_question(templates[int(rng.random() * len(templates))], item, item.Q)
+    return _complete(templates[int(rng.random() * len(templates))], item, item.Q)

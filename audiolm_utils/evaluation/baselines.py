@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.models.retrieval import Neighbours
 from audiolm_utils.models.weights import resolve
 
 CASCADE_PROMPT = "Repeat this text exactly, with nothing before or after it: {text}"
@@ -69,11 +70,7 @@ def nearest_texts(features: Sequence[np.ndarray], known: Sequence[np.ndarray], t
         features: (F, E) of each clip.
         known: (F, E) of the training clips, `texts` their captions.
     """
-    pooled = [np.array([np.concatenate([f.mean(0), f.std(0)]) for f in of], np.float32) for of in (known, features)]
-    centre, scale = pooled[0].mean(0), pooled[0].std(0) + 1e-6
-    those, these = ((p - centre) / scale for p in pooled)
-    those, these = (p / np.linalg.norm(p, axis=1, keepdims=True) for p in (those, these))
-    return [texts[n] for n in (these @ those.T).argmax(1)]
+    return [texts[n] for n in Neighbours.of(known, texts, dims=None).nearest(features)]
 
 
 def majority_answers(training: Sequence[AudioItem], asked: Sequence[AudioItem]) -> list[str]:

@@ -20,8 +20,10 @@ from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.evaluation.baselines import majority_answers, nearest_texts, whisper_transcripts
+from audiolm_utils.models.retrieval import Neighbours
 from audiolm_utils.study.answers import answer_features
 from audiolm_utils.study.final_recipes import FINAL_RECIPES, INFERENCE, OURS, SCENES, SYNTHETIC, WARM
+from audiolm_utils.study.hints import hinted, hinted_apart, neighbours
 from audiolm_utils.study.lessons import RENDERED, Lessons, alignment_items
 from audiolm_utils.study.measure import Model
 from audiolm_utils.study.noise_answers import in_noise, read_out
@@ -91,16 +93,24 @@ def run_folder(recipe: Recipe, data: Lessons) -> Path:
     return cache_dir() / "runs" / f"{recipe.name}-{recipe.seed}-{recipe.fingerprint()}-{digest}"
 
 
-def train_final(recipe: Recipe, data: Lessons, folder: Path, **arguments: Any) -> tuple[Model, list[dict[str, Any]]]:
-    """Carry out the recipe's three stages, each resumable; returns the model and the rows of the stages."""
+def train_final(
+    recipe: Recipe, data: Lessons, folder: Path, **arguments: Any
+) -> tuple[Model, Neighbours | None, list[dict[str, Any]]]:
+    """Carry out the recipe's three stages, each resumable; returns the model, what its hints come from, and the rows
+    of the stages."""
     model, processor = build_model(recipe, data.alignment)
     if recipe.name == OURS.name:
         start_from(model, WARM)
+    known, training = None, data.training
+    if recipe.hints:
+        heard = encode_items(model, processor, data.alignment, cache_dir(), cache_dir() / "features", autocast=True)
+        known = neighbours(data.alignment, [heard[item.id] for item in data.alignment])
+        training = hinted_apart(training, data.alignment, known, (model, processor))
     rows = []
     for n, stage in enumerate(recipe.stages):
-        items = data.alignment if stage.objective == "ctc" else data.training
+        items = data.alignment if stage.objective == "ctc" else training
         rows.append(train_stage(recipe, stage, model, processor, items, folder / f"{n}-{stage.name}", **arguments))
-    return (model, processor), rows
+    return (model, processor), known, rows
 
 
 def run_final(name: str, seed: int, data: Lessons, *, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
@@ -115,16 +125,20 @@ def run_final(name: str, seed: int, data: Lessons, *, fresh: bool = False, **arg
     folder = run_folder(recipe, data)
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    (model, _), stages = train_final(recipe, data, folder, **arguments)
+    (model, _), known, stages = train_final(recipe, data, folder, **arguments)
     learned = sum(tensor.numel() for tensor in model.own_state_dict().values() if tensor.is_floating_point())
     if seed == SEEDS[0]:
         model.save_pretrained(ADAPTERS / name, dtype=torch.float16)
+        if known is not None:
+            known.save(ADAPTERS / name)
     row = {"recipe": name, "seed": seed, "trainable_parameters": learned, "stages": stages}
     place = folder / f"{len(stages) - 1}-{stages[-1]['name']}"
-    return {"training": row, "answers": kept_answers(recipe, place, data, folder / "answers.json")}
+    return {"training": row, "answers": kept_answers(recipe, place, data, folder / "answers.json", known)}
 
 
-def kept_answers(recipe: Recipe, place: Path, data: Lessons, done: Path) -> dict[str, dict[str, list[str]]]:
+def kept_answers(
+    recipe: Recipe, place: Path, data: Lessons, done: Path, known: Neighbours | None = None
+) -> dict[str, dict[str, list[str]]]:
     """Answers of a saved model, prepared as it is deployed, to every test item, by arm and test set; read from a file
     where they are there."""
     if not done.is_file():
@@ -134,7 +148,8 @@ def kept_answers(recipe: Recipe, place: Path, data: Lessons, done: Path) -> dict
             features = features_of(model, items)
             spoken = items[0].task == "asr"
             decoding = recipe.decoding() if spoken else {}
-            answers[recipe.name][name] = answer_features(model, items, features, **decoding)
+            asked = hinted(items, features, known) if known else items
+            answers[recipe.name][name] = answer_features(model, asked, features, **decoding)
             if spoken:
                 answers[f"{recipe.name}, {CTC}"][name] = read_out(model, features)
         with atomic_path(done) as partial:

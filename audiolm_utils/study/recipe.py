@@ -111,6 +111,7 @@ class Recipe:
         stages: in order.
         ctc_decode_weight: of CTC in joint decoding of a transcript; 0 is the LLM alone.
         num_beams: of a transcript's decoding; 1 is greedy.
+        hints: whether questions on sounds come with the caption of a like clip, see [`Neighbours`].
         tts_limit: synthetic training clips used, or None for all.
         seed: of weights, order and augmentation.
     """
@@ -138,6 +139,7 @@ class Recipe:
     ctc_head: bool = field(default=True, metadata=LATER)
     num_beams: int = field(default=1, metadata=LATER)
     compress_every: int = field(default=0, metadata=LATER)
+    hints: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.llm_precision == "int8" and (through := [s.name for s in self.stages if s.objective == "lm"]):

@@ -71,6 +71,7 @@ OTHER = {
     "ctc_head": False,
     "num_beams": 4,
     "compress_every": 8,
+    "hints": True,
 }
 
 
