@@ -35,7 +35,6 @@ class AudioLMConfig(PreTrainedConfig):
         ctc_vocab_size: tokens of the CTC head; 0 leaves the head out.
         ctc_merges: how many of the tokenizer's merges spell CTC targets, None for all; see [`AudioLMProcessor`].
         compress: give the LLM CTC peaks instead of every audio token.
-        compress_every: beside the peaks every so many audio tokens, for what CTC has no token for; 0 for none.
         lora: peft LoraConfig fields for the LLM, or None.
         speech_lora: the same for the speech encoder.
     """
@@ -57,7 +56,6 @@ class AudioLMConfig(PreTrainedConfig):
     ctc_vocab_size: int = 0
     ctc_merges: int | None = None
     compress: bool = False
-    compress_every: int = 0
     lora: dict[str, Any] | None = None
     speech_lora: dict[str, Any] | None = None
 
@@ -79,8 +77,6 @@ class AudioLMConfig(PreTrainedConfig):
             raise ValueError("DoRA reads the weights that int8 packs away: set use_dora=False or another llm_precision")
         if self.compress and not self.ctc_vocab_size:
             raise ValueError("compress needs a CTC head: set ctc_vocab_size to the number of its tokens")
-        if self.compress_every < 0 or (self.compress_every and not self.compress):
-            raise ValueError(f"compress_every is {self.compress_every}; expected 1 or more with compress=True, or 0")
 
     @property
     def projector_config(self) -> ProjectorConfig:

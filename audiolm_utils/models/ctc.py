@@ -106,13 +106,11 @@ class CTCHead(nn.Module):
         log_probs: torch.Tensor,
         lengths: torch.Tensor,
         embedding: torch.Tensor | Int8Embedding,
-        every: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """LLM inputs from CTC peaks (compression as Gaido et al. 2021, mixing as in soft prompts).
 
         Each audio token becomes the posterior-weighted mix of the token embeddings, plus a small learned
-        share of itself; only peaks are kept, with `every` each so many-th token beside them from the first one on,
-        and the first token where a clip has no peak.
+        share of itself; only peaks are kept, and the first token where a clip has no peak.
 
         Returns:
             inputs (B, N, D) and keep (B, N) bool.
@@ -121,7 +119,5 @@ class CTCHead(nn.Module):
         mixed = probs[..., 1:] @ embedding[self.token_ids].to(probs.dtype)
         mixed = mixed + probs[..., :1] * self.blank_embedding + self.residual * audio_tokens
         keep = self.peaks(log_probs, lengths)
-        if every:
-            keep[:, ::every] |= frame_mask(lengths, keep.shape[1])[:, ::every]
         keep[:, 0] |= ~keep.any(1)
         return mixed, keep

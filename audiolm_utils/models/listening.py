@@ -77,7 +77,7 @@ class Listening(Base):
         log_probs = self.ctc.log_probs(tokens, table)
         if not self.config.compress:
             return AudioTokens(tokens, counts, None, log_probs)
-        mixed, keep = self.ctc.compress(tokens, log_probs, counts, table, self.config.compress_every)
+        mixed, keep = self.ctc.compress(tokens, log_probs, counts, table)
         return AudioTokens(mixed, counts, keep, log_probs)
 
     def align(

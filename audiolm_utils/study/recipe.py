@@ -106,7 +106,7 @@ class Recipe:
         ctc_head: whether CTC is read off the connector, which needs more audio tokens than a text has.
         ctc_merges: see [`AudioLMProcessor`].
         answers_as_ctc: spell answers with the tokens CTC reads; see [`AudioLMProcessor`].
-        compress, compress_every: whether the LLM reads CTC peaks or every audio token, and how many beside the peaks.
+        compress: whether the LLM reads CTC peaks or every audio token.
         lora, speech_lora: peft LoraConfig fields, or None.
         stages: in order.
         ctc_decode_weight: of CTC in joint decoding of a transcript; 0 is the LLM alone.
@@ -138,7 +138,6 @@ class Recipe:
     llm_backend: str = field(default="transformers", metadata=LATER)
     ctc_head: bool = field(default=True, metadata=LATER)
     num_beams: int = field(default=1, metadata=LATER)
-    compress_every: int = field(default=0, metadata=LATER)
     hints: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
@@ -168,7 +167,6 @@ class Recipe:
             ctc_vocab_size=ctc_vocab_size,
             ctc_merges=self.ctc_merges,
             compress=self.compress,
-            compress_every=self.compress_every,
             lora=self.lora,
             speech_lora=self.speech_lora,
         )

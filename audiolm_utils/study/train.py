@@ -46,7 +46,7 @@ def build_model(recipe: Recipe, items: Sequence[AudioItem]) -> tuple[AudioLMForC
     """The recipe's untrained model and processor; the CTC vocabulary comes from the items' training texts."""
     set_seed(recipe.seed)
     placeholder = audio_token_id(load_tokenizer(recipe.text_model), recipe.audio_token)
-    processor = AudioLMProcessor.from_config(replace(recipe, compress=False, compress_every=0).config(placeholder, 0))
+    processor = AudioLMProcessor.from_config(replace(recipe, compress=False).config(placeholder, 0))
     heard = {task for stage in recipe.stages if stage.objective == "ctc" for task in stage.tasks} or {"asr"}
     texts = [i for i in items if i.split == "train" and i.task in heard]
     token_ids = ctc_vocabulary(processor, texts) if recipe.ctc_head else []

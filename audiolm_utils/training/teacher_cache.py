@@ -26,7 +26,6 @@ def teacher_hash(teacher: AudioLMForConditionalGeneration) -> str:
     """32 hexadecimal digits that name a teacher's exact weights and how it listens."""
     config = teacher.config
     settings = {"compress": config.compress, "padded": config.pad_to_30s, "audio_token_id": config.audio_token_id}
-    settings["every"] = config.compress_every
     return module_hash(teacher, projector=config.projector, **settings)
 
 

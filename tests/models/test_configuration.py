@@ -55,11 +55,3 @@ def test_an_unknown_projector_field_is_refused():
 def test_compression_without_a_ctc_head_is_refused():
     with pytest.raises(ValueError, match="ctc_vocab_size"):
         AudioLMConfig(compress=True)
-
-
-@pytest.mark.parametrize(
-    "fields", [{"compress_every": 4}, {"compress_every": -1, "compress": True, "ctc_vocab_size": 3}]
-)
-def test_tokens_beside_the_peaks_need_peaks(fields):
-    with pytest.raises(ValueError, match=r"compress_every is -?\d; expected 1 or more with compress=True"):
-        AudioLMConfig(**fields)

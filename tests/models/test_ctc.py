@@ -94,25 +94,16 @@ def test_compress_keeps_one_embedding_a_peak_and_the_first_where_none(head, tabl
     torch.testing.assert_close(inputs[0, 4], mixed + probs[0] * head.blank_embedding + 0.05 * audio_tokens[0, 4])
 
 
-def test_every_so_many_th_token_inside_the_length_is_kept_beside_the_peaks(head, table):
-    log_probs = log_probs_of(PATH, [0] * 9)
-    _, keep = head.compress(torch.randn(2, 9, 4), log_probs, torch.tensor([9, 5]), table, every=4)
-    beside = [1, 0, 0, 0, 1, 0, 0, 0, 1]
-    assert keep[0].int().tolist() == [max(pair) for pair in zip(PEAKS, beside, strict=True)]
-    assert keep[1].int().tolist() == [*beside[:5], 0, 0, 0, 0]
-
-
-@pytest.mark.parametrize("every", [0, 4])
-def test_keep_masks_and_read_out_do_not_depend_on_the_batch(head, table, every):
+def test_keep_masks_and_read_out_do_not_depend_on_the_batch(head, table):
     audio_tokens = torch.randn(3, 30, 4, generator=torch.Generator().manual_seed(2))
     lengths = torch.tensor([30, 11, 1])
     log_probs = head.log_probs(audio_tokens, table)
-    _, keep = head.compress(audio_tokens, log_probs, lengths, table, every)
+    _, keep = head.compress(audio_tokens, log_probs, lengths, table)
     texts = head.greedy(log_probs, lengths)
     for i, n in enumerate(lengths.tolist()):
         alone = audio_tokens[i : i + 1, :n]
         alone_probs = head.log_probs(alone, table)
-        _, alone_keep = head.compress(alone, alone_probs, lengths[i : i + 1], table, every)
+        _, alone_keep = head.compress(alone, alone_probs, lengths[i : i + 1], table)
         assert torch.equal(keep[i, :n], alone_keep[0])
         assert not keep[i, n:].any()
         assert head.greedy(alone_probs, lengths[i : i + 1]) == [texts[i]]

@@ -20,7 +20,6 @@ VARIANTS = {
     "mlp": {"projector": tiny.MLP},
     "qformer": {"projector": tiny.QFORMER, "lora": tiny.LORA},
     "compressed": {**tiny.COMPRESSED, "lora": tiny.LORA},
-    "compressed, more beside": {**tiny.COMPRESSED, "compress_every": 3, "lora": tiny.LORA},
     "compressed qformer": {**tiny.COMPRESSED, "projector": tiny.QFORMER},
     "beats": {"projector": tiny.QFORMER, "audio_model": "beats"},
     "eat compressed padded": {**tiny.COMPRESSED, "audio_model": "eat", "pad_to_30s": True},

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from audiolm_utils.data.audio import load_audio
+from audiolm_utils.models.retrieval import Neighbours
 from audiolm_utils.study import final
 from audiolm_utils.study.final import CTC, SNR_DB, baseline_answers, noisy_copy, run_final
 from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, MINUTES, OURS, STUDY_FINAL
+from audiolm_utils.study.hints import SPEECH
 from audiolm_utils.study.recipe import Stage
 from audiolm_utils.study.run import run_or_load
 from audiolm_utils.study.rung_costs import FURTHER_WAYS, WAYS
@@ -51,6 +53,23 @@ def test_a_recipe_is_trained_once_answers_every_test_and_is_shipped(recipe, less
     assert (tmp_path / "adapters" / "ours" / "model.safetensors").is_file()
     monkeypatch.setattr(final, "answer_features", lambda *_: pytest.fail("answered again"))
     assert run_final("ours", 0, lessons, **QUIET) == run
+
+
+def test_a_recipe_with_hints_ships_what_they_come_from(recipe, lessons, tmp_path, monkeypatch):
+    monkeypatch.setattr(final, "FINAL_RECIPES", {"ours": dataclasses.replace(recipe[0], hints=True)})
+    asked = []
+    answer = final.answer_features
+
+    def noted(model, items, *args, **options):
+        asked.extend(items)
+        return answer(model, items, *args, **options)
+
+    monkeypatch.setattr(final, "answer_features", noted)
+    run = run_final("ours", 0, lessons, **QUIET)
+    assert set(run["answers"]["ours"]) == set(lessons.tests)
+    assert Neighbours.load(tmp_path / "adapters" / "ours").texts == [SPEECH] * len(lessons.alignment)
+    assert {item.hint for item in asked if item.task != "asr"} == {SPEECH}
+    assert {item.hint for item in asked if item.task == "asr"} == {None}
 
 
 def test_another_seed_is_trained_apart_and_not_shipped(recipe, lessons, tmp_path):

@@ -70,7 +70,6 @@ OTHER = {
     "llm_backend": "unsloth",
     "ctc_head": False,
     "num_beams": 4,
-    "compress_every": 8,
     "hints": True,
 }
 

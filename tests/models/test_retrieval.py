@@ -1,0 +1,64 @@
+"""Neighbours: what was put in is found, silence breaks nothing, a saved table answers as before."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audiolm_utils.models.retrieval import FILE, Neighbours, pool
+
+TEXTS = ["a dog", "rain", "a bell", "someone speaking"]
+
+
+def clips(seed: int = 0, n: int = 4, size: int = 6) -> list[np.ndarray]:
+    """Float16 features of clips of different length, each around a place of its own."""
+    rng = np.random.default_rng(seed)
+    centres = 4 * np.random.default_rng(7).normal(size=(n, size))
+    return [(c + rng.normal(size=(int(rng.integers(3, 20)), size))).astype(np.float16) for c in centres]
+
+
+def test_a_clip_is_its_mean_and_deviation_over_time():
+    (vector,) = pool([np.array([[1, 0], [3, 0]], np.float16)])
+    assert vector.dtype == np.float32
+    np.testing.assert_allclose(vector, [2, 0, 1, 0])
+
+
+@pytest.mark.parametrize("dims", [None, 3])
+def test_another_take_is_nearest_to_its_own_clip(dims):
+    known = Neighbours.of(clips(), TEXTS, dims)
+    assert known.nearest(clips(1)) == [0, 1, 2, 3]
+    assert known.texts == TEXTS
+
+
+def test_what_is_left_out_is_not_found():
+    known = Neighbours.of(clips(), TEXTS)
+    found = known.nearest(clips(1), [[0], [], [2, 3], [0, 1, 2]])
+    assert found[0] != 0 and found[1] == 1 and found[2] in (0, 1) and found[3] == 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 3))
+def test_the_answer_does_not_depend_on_who_else_is_asked(seed, size):
+    known, asked = Neighbours.of(clips(), TEXTS), clips(seed)
+    assert [known.nearest([clip])[0] for clip in asked[:size]] == known.nearest(asked)[:size]
+
+
+def test_silence_has_some_neighbour():
+    known = Neighbours.of([*clips(), np.zeros((5, 6), np.float16)], [*TEXTS, "silence"])
+    assert known.nearest([np.zeros((9, 6), np.float16)]) == [4]
+
+
+def test_it_is_saved_small_and_read_as_it_was(tmp_path):
+    known = Neighbours.of(clips(), TEXTS)
+    known.save(tmp_path)
+    read = Neighbours.load(tmp_path)
+    assert read.texts == TEXTS and read.nearest(clips(2)) == known.nearest(clips(2))
+    np.testing.assert_array_equal(read.vectors, known.vectors)
+    assert read.vectors.dtype == np.float16 and (tmp_path / FILE).is_file()
+
+
+def test_a_full_table_is_not_saved_and_texts_must_fit(tmp_path):
+    with pytest.raises(ValueError, match="full size are not saved"):
+        Neighbours.of(clips(), TEXTS, dims=None).save(tmp_path)
+    with pytest.raises(ValueError, match="4 known clips and 1 texts"):
+        Neighbours(np.zeros((4, 2)), ["a"], np.zeros(2), np.ones(2))
