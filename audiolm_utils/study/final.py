@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256, resolve_path
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
@@ -22,7 +23,7 @@ from audiolm_utils.data.stages import read_stage
 from audiolm_utils.evaluation.baselines import majority_answers, nearest_texts, whisper_transcripts
 from audiolm_utils.models.retrieval import Neighbours
 from audiolm_utils.study.answers import answer_features
-from audiolm_utils.study.final_recipes import FINAL_RECIPES, INFERENCE, OURS, SCENES, SYNTHETIC, WARM
+from audiolm_utils.study.final_recipes import FINAL_RECIPES, INFERENCE, OURS, SCENES, START, SYNTHETIC
 from audiolm_utils.study.hints import hinted, hinted_apart, neighbours
 from audiolm_utils.study.lessons import RENDERED, Lessons, alignment_items
 from audiolm_utils.study.measure import Model
@@ -86,9 +87,9 @@ def noisy_copy(item: AudioItem) -> AudioItem:
 
 
 def run_folder(recipe: Recipe, data: Lessons) -> Path:
-    """Where a recipe's training lies; other data, or another start of ours, is another folder."""
+    """Where a recipe's training lies; other data, or another start, is another folder."""
     about = [manifest_sha256(items) for items in (data.alignment, data.training)]
-    about += [hashlib.sha256((ADAPTERS / WARM / "model.safetensors").read_bytes()).hexdigest()]
+    about += [hashlib.sha256((ADAPTERS / START[recipe.name] / SAFE_WEIGHTS_NAME).read_bytes()).hexdigest()]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
     return cache_dir() / "runs" / f"{recipe.name}-{recipe.seed}-{recipe.fingerprint()}-{digest}"
 
@@ -99,8 +100,7 @@ def train_final(
     """Carry out the recipe's three stages, each resumable; returns the model, what its hints come from, and the rows
     of the stages."""
     model, processor = build_model(recipe, data.alignment)
-    if recipe.name == OURS.name:
-        start_from(model, WARM)
+    start_from(model, START[recipe.name])
     known, training = None, data.training
     if recipe.hints:
         heard = encode_items(model, processor, data.alignment, cache_dir(), cache_dir() / "features", autocast=True)
@@ -167,7 +167,7 @@ def baseline_answers(data: Lessons) -> dict[str, list[str]]:
     """What no audio language model would say, by test set: Whisper's own transcript, the nearest training clip's
     caption, by the encoders of our recipe at its start, and the most frequent answer of the training split."""
     model, processor = build_model(OURS, data.alignment)
-    start_from(model, WARM)
+    start_from(model, START[OURS.name])
     listener = (model.eval(), processor)
     sounds = [item for item in data.alignment if item.task != "asr"]
     known = features_of(listener, sounds)

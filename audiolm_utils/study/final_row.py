@@ -11,9 +11,10 @@ import numpy as np
 from audiolm_utils.evaluation.metrics import bootstrap_ci
 from audiolm_utils.evaluation.semantic import names_its_own
 from audiolm_utils.models.weights import DERIVED
+from audiolm_utils.study.connector import CONNECTOR
 from audiolm_utils.study.final import CTC, SEEDS, baseline_answers, final_lessons, run_final
 from audiolm_utils.study.final_costs import measure_final
-from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, OURS
+from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, OURS, START
 from audiolm_utils.study.ladder_row import samples_of
 from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.paired import differences, scores
@@ -86,5 +87,5 @@ def fingerprint() -> str:
     made = {r.text_model: DERIVED[n].settings for r in FINAL_RECIPES.values()
             if (n := r.text_model.removeprefix("pocket:")) in DERIVED}  # fmt: skip
     recipes = [recipe.fingerprint() for recipe in FINAL_RECIPES.values()]
-    about = [recipes, made, INFERENCE, SEEDS, RECIPES["pocket-quick"].fingerprint()]
+    about = [recipes, made, INFERENCE, SEEDS, START, RECIPES["pocket-quick"].fingerprint(), CONNECTOR.fingerprint()]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""A shipped model of one encoder as the start of one that hears with a second encoder, too."""
+"""A shipped model as the start of another: of one that hears with a second encoder too, or that has another LLM."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from audiolm_utils.study.run import ADAPTERS
 def start_from(model: AudioLMForConditionalGeneration, name: str) -> None:
     """Let an untrained model begin as a shipped one: what that has learned, and no influence of further encoders yet.
 
-    The model hears the same speech encoder in its first stream and has the shipped one's projector, wider; in what
-    this has more of (rows and columns of a second stream, tokens of the CTC vocabulary), the model computes what the
-    shipped one does. Columns of further streams are zero and learn; tokens that are new to CTC get the mean bias.
+    The model hears the same speech encoder in its first stream and has the shipped one's projector, as wide or wider;
+    in what this has more of (rows and columns of a second stream, tokens of the CTC vocabulary), the model computes
+    what the shipped one does. Columns of further streams are zero and learn; tokens that are new to CTC get the mean
+    bias. A connector that was shipped without LoRA of an LLM fits every LLM with its embedding table; the model's own
+    LoRA then stays as it is, and so does a speech encoder that has none.
 
     Raises:
         ValueError: the two have other frozen parts, or a tensor of one has no place in the other.
     """
     config = AudioLMConfig.from_pretrained(ADAPTERS / name)
-    for part in ("speech_model", "text_model"):
+    for part in ("speech_model", "text_model") if config.lora else ("speech_model",):
         if (ours := getattr(model.config, part)) != (theirs := getattr(config, part)):
             raise ValueError(f"{name} was trained with {part}={theirs!r} and cannot start a model with {ours!r}")
     shipped = load_file(ADAPTERS / name / SAFE_WEIGHTS_NAME)
@@ -31,16 +33,18 @@ def start_from(model: AudioLMForConditionalGeneration, name: str) -> None:
     width = model.speech_encoder.hidden_size
     streams = sum(part.hidden_size for part in (model.speech_encoder, model.audio_encoder) if part is not None)
     for key, tensor in own.items():
-        source = key.replace("body.norm.0.", "body.norm.")
+        source = key if key in shipped else key.replace("body.norm.0.", "body.norm.")
         if source not in shipped:
-            if "body.norm." not in key:
+            if "body.norm." not in key and not (key.startswith("language_model.") and config.lora is None):
                 raise ValueError(f"{name} has no {source}: it does not fit a model with {key}")
-            continue  # the norm of a further stream
+            continue  # the norm of a further stream, or the LoRA of an LLM that has learned nothing yet
         if key == "ctc.token_ids":
             continue
         theirs, place = shipped[source].to(tensor), tensor
         if key == "ctc.bias":
             theirs = _biases(theirs, shipped["ctc.token_ids"], own["ctc.token_ids"])
+        elif theirs.shape == tensor.shape:
+            pass
         elif key.endswith("body.mix.bias"):
             place = tensor[:width]
         elif key.endswith("body.mix.weight"):  # (E, E, 5)

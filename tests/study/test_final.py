@@ -38,7 +38,7 @@ def recipe(base, tmp_path, monkeypatch):
     tiny_recipe = dataclasses.replace(base, name="ours", stages=(align, stage1, stage2), ctc_decode_weight=0.5)
     monkeypatch.setattr(final, "FINAL_RECIPES", {"ours": tiny_recipe})
     monkeypatch.setattr(final, "OURS", tiny_recipe)
-    monkeypatch.setattr(final, "WARM", "tiny-connector")
+    monkeypatch.setattr(final, "START", {"ours": "tiny-connector"})
     started = []
     monkeypatch.setattr(final, "start_from", lambda model, name: started.append(name))
     return tiny_recipe, started

@@ -71,3 +71,19 @@ def test_another_shape_is_named(shipped, parts):
     other, _ = wider(dataclasses.replace(recipe, projector=dataclasses.replace(PLAIN, hidden_size=8)), parts, items, [])
     with pytest.raises(ValueError, match=r"projector\.body\.mlp\.0\.\w+ of shipped is \(16, .*; expected \(8, "):
         start_from(other, "shipped")
+
+
+def test_a_connector_alone_starts_any_llm_and_leaves_its_adapters_as_they_are(shipped, parts, tmp_path):
+    recipe, _, _, items = shipped
+    alone = dataclasses.replace(recipe, lora=None, audio_model=str(parts / "beats"))
+    aligned, _ = build_model(alone, items)
+    aligned.save_pretrained(tmp_path / "connector")
+    folder = tiny.write_text_model(tmp_path / "other")
+    untrained = {"text_model": str(folder), "speech_lora": None, "lora": tiny.LORA, "seed": 4}
+    other, _ = wider(dataclasses.replace(recipe, **untrained), parts, items, [])
+    adapters = {n: t.clone() for n, t in other.own_state_dict().items() if "lora_" in n}
+    start_from(other, "connector")
+    own = other.own_state_dict()
+    assert adapters and all(torch.equal(tensor, own[name]) for name, tensor in adapters.items())
+    learned = {n: t for n, t in aligned.own_state_dict().items() if n.startswith("projector.")}
+    assert learned and all(torch.equal(tensor, own[name]) for name, tensor in learned.items())
