@@ -85,23 +85,52 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def transcribe(args: argparse.Namespace) -> int:
-    """Print one line a file, `path<TAB>transcript`; a bad file is named and skipped."""
-    load_audio = resolve_name("audiolm_utils.data.audio:load_audio")
-    load_transcriber = resolve_name("audiolm_utils.study.run:load_transcriber")
+    """Write down what is said in audio files: one JSON object a line; a bad file is named and skipped."""
+    return listen(args, "asr")
+
+
+def describe(args: argparse.Namespace) -> int:
+    """Write a caption of each audio file: one JSON object a line; a bad file is named and skipped."""
+    return listen(args, "audiocaption")
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Answer a question about each audio file: one JSON object a line; a bad file is named and skipped."""
+    return listen(args, "QA", args.question)
+
+
+def listen(args: argparse.Namespace, task: str, question: str | None = None) -> int:
+    """Print a line a file, `{"file": ..., "answer": ...}`; 1 where a file could not be answered."""
+    load_audio, tqdm = resolve_name("audiolm_utils.data.audio:load_audio"), resolve_name("tqdm:tqdm")
+    files = [file for path in args.files for file in audio_files(path)]
     chosen = {"recipe": args.recipe, "precision": args.precision}
-    transcriber = load_transcriber(**{name: value for name, value in chosen.items() if value})
+    make = resolve_name("audiolm_utils.study.listener:Listener")
+    listener = make(**{name: value for name, value in chosen.items() if value})
     failed = 0
-    for path in args.files:
+    for path in tqdm(files, unit="file", disable=len(files) < 2 or not sys.stderr.isatty()):
         try:
-            text = transcriber(load_audio(path, max_duration_s=MAX_CLIP_S))
+            row = listener(load_audio(path, max_duration_s=MAX_CLIP_S), task, question)
         except (ValueError, OSError) as error:
             if args.debug:
                 traceback.print_exc()
             failed += 1
             complain(error)
         else:
-            print(f"{path}\t{text}", flush=True)
+            print(json.dumps({"file": str(path), **row}, ensure_ascii=False), flush=True)
+    if failed:
+        print(f"audiolm: {failed} of {len(files)} files have no answer", file=sys.stderr)
     return 1 if failed else 0
+
+
+def audio_files(path: Path) -> list[Path]:
+    """The file itself, or a folder's audio files at any depth, in order; raises ValueError for a folder without any."""
+    if not path.is_dir():
+        return [path]
+    suffixes = resolve_name("audiolm_utils.data.audio:SUFFIXES")
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    if not found:
+        raise ValueError(f"{path} holds no audio: expected files ending in {', '.join(suffixes)}")
+    return found
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -180,10 +209,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="train again though a matching result exists")
     sub = command(evaluate, rooted)
     sub.add_argument("recipe", help="name of the recipe")
-    sub = command(transcribe)
-    sub.add_argument("files", nargs="+", metavar="FILE", help=f"audio of at most {MAX_CLIP_S:.0f} s")
-    sub.add_argument("--recipe", help="recipe whose trained model listens; the shipped one without")
-    sub.add_argument("--precision", choices=("fp32", "int8"), help="of its weights (default: fp32)")
+    heard = argparse.ArgumentParser(add_help=False)
+    heard.add_argument("--recipe", help="recipe whose trained model listens; the shipped one without")
+    heard.add_argument("--precision", choices=("fp32", "int8"), help="of its weights (default: fp32)")
+    for run in (transcribe, describe, ask):
+        sub = command(run, heard)
+        if run is ask:
+            sub.add_argument("question", help="asked about every file")
+        sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio of at most 30 s, or a folder of it")
     sub = command(bench)
     sub.add_argument("--fresh", action="store_true", help="measure the rows at full size again: 12 minutes")
     sub = command(figures)

@@ -14,6 +14,7 @@ from audiolm_utils.data.cache import atomic_path
 SAMPLE_RATE = 16_000  # Hz
 SAMPLE_RATES = (1_000, 768_000)  # Hz, lowest and highest rate a file may state
 BLOCK_S = 30.0  # files are read in blocks, so that a false header cannot claim more memory than they fill
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")  # libsndfile's
 HEADERLESS = {".g722": "g722", ".gsm": "gsm", ".ulaw": "mulaw", ".alaw": "alaw", ".sln": "s16le"}
 
 

@@ -6,19 +6,15 @@ import gc
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
-from audiolm_utils.data.prompts import test_prompt
-from audiolm_utils.evaluation.evaluate import answer_clips
-from audiolm_utils.models.folding import prepare_for_inference
 from audiolm_utils.study.final_recipes import FINAL_RECIPES
 from audiolm_utils.study.full_recipes import FULL_RECIPES, cpu_time
 from audiolm_utils.study.measure import (
@@ -103,18 +99,6 @@ def load_model(recipe: str | Recipe = DEFAULT_RECIPE) -> Model:
         study = "final" if folder.name in FINAL_RECIPES else folder.name
         raise FileNotFoundError(f"{folder} is absent: train it with `python -m audiolm_utils study {study}`")
     return load_folder(folder, device_of(get_recipe(recipe)))
-
-
-def load_transcriber(recipe: str | Recipe = DEFAULT_RECIPE, precision: str = "fp32") -> Callable[[np.ndarray], str]:
-    """A function from a mono 16 kHz clip of up to 30 s to its transcript by the shipped model; "int8" is on a CPU."""
-    recipe = get_recipe(recipe)
-    model, processor = load_model(recipe)
-    prepare_for_inference(model.cpu() if precision == "int8" else model, precision)
-
-    def transcribe(clip: np.ndarray) -> str:
-        return answer_clips(model, processor, [clip], [test_prompt("asr")], **recipe.decoding())[0]["hypothesis"]
-
-    return transcribe
 
 
 def run_or_load(recipe: str | Recipe = DEFAULT_RECIPE, *, fresh: bool = False, **arguments: Any) -> dict[str, Any]:

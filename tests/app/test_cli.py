@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -23,6 +23,8 @@ COMMANDS = [
     "study",
     "evaluate",
     "transcribe",
+    "describe",
+    "ask",
     "bench",
     "figures",
     "results",
@@ -224,20 +226,51 @@ def test_data_checks_an_annotation_and_names_all_its_problems(capsys, tiny_clip)
     assert "row 2" in lines[0] and "row 3" in lines[1] and len(lines) == 2
 
 
-def test_transcribe_names_and_skips_a_bad_file(monkeypatch, capsys, tiny_clip, tmp_path):
-    heard = []
+@pytest.fixture
+def listener(monkeypatch):
+    """A stand-in for the model, which tells what it was given; returns the arguments that made it."""
+    made = []
 
-    def load_transcriber(recipe="shipped", precision="its own"):
-        heard.append((recipe, precision))
-        return lambda audio: f"{len(audio)} {audio.dtype}"
+    class Listener:
+        def __init__(self, recipe="shipped", precision="its own"):
+            made.append((recipe, precision))
 
-    provide(monkeypatch, "audiolm_utils.study.run", load_transcriber=load_transcriber)
+        def __call__(self, clip, task, question):
+            return {"answer": f"{len(clip)} {clip.dtype} {task} {question}"}
+
+    provide(monkeypatch, "audiolm_utils.study.listener", Listener=Listener)
+    return made
+
+
+def test_a_bad_file_is_named_and_skipped(listener, capsys, tiny_clip, tmp_path):
     assert cli.main(["transcribe", str(tmp_path / "absent.wav"), str(tiny_clip)]) == 1
     out, err = capsys.readouterr()
-    assert out == f"{tiny_clip}\t8000 {np.dtype(np.float32)}\n"
-    assert err.startswith("audiolm: ") and "absent.wav" in err and err.count("\n") == 1
+    assert json.loads(out) == {"file": str(tiny_clip), "answer": "8000 float32 asr None"}
+    assert err.startswith("audiolm: ") and "absent.wav" in err
+    assert err.endswith("audiolm: 1 of 2 files have no answer\n") and err.count("\n") == 2
     assert cli.main(["transcribe", str(tiny_clip), "--recipe", "pocket-quick", "--precision", "int8"]) == 0
-    assert heard == [("shipped", "its own"), ("pocket-quick", "int8")]
+    assert listener == [("shipped", "its own"), ("pocket-quick", "int8")]
+
+
+@pytest.mark.parametrize(
+    ("argv", "asked"), [(["describe"], "audiocaption None"), (["ask", "What is it?"], "QA What is it?")]
+)
+def test_folders_are_described_and_asked_about_a_line_a_file(listener, capsys, tiny_clip, tmp_path, argv, asked):
+    inside = tmp_path / "sounds" / "deep"
+    inside.mkdir(parents=True)
+    for name in ("b.WAV", "a.wav"):
+        (inside / name).write_bytes(tiny_clip.read_bytes())
+    (inside / "notes.txt").write_text("no sound")
+    assert cli.main([*argv, str(tmp_path / "sounds")]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(Path(line["file"]).name, line["answer"]) for line in lines] == [
+        (name, f"8000 float32 {asked}") for name in ("a.wav", "b.WAV")
+    ]
+
+
+def test_a_folder_without_audio_is_an_error(listener, capsys, tmp_path):
+    assert cli.main(["describe", str(tmp_path)]) == 1
+    assert "holds no audio: expected files ending in .wav" in capsys.readouterr().err and not listener
 
 
 def test_figures_and_results_print_what_they_made(monkeypatch, capsys, tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from audiolm_utils.data.annotations import manifest_sha256
-from audiolm_utils.data.audio import load_audio
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.evaluation.evaluate import answer_items, score_asr
@@ -63,5 +62,3 @@ def test_the_shipped_model_answers_held_out_prompts_as_the_result_file_says():
     rows = answer_items(model, processor, chosen, cache_dir(), progress=False)
     same = [row["hypothesis"] == stored[row["id"]]["hypothesis"] for row in rows]
     assert np.mean(same) > 0.9  # another processor may round another way
-    transcribe = run.load_transcriber()
-    assert transcribe(load_audio(cache_dir() / chosen[0].path)) == rows[0]["hypothesis"]
