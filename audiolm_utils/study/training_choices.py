@@ -37,7 +37,7 @@ from audiolm_utils.training.encoding import encode_items
 from audiolm_utils.training.trainer import EpochSampler
 
 EXPERIMENT = Recipe("training-choices")
-STAGE = replace(LISTEN, name="choices", steps=40)
+STAGE = replace(LISTEN, name="choices", steps=24)
 SEEDS = (0, 1)
 HELD_OUT = 6  # batches that no step sees
 WARMUP = 2  # steps of each seed that are not timed
