@@ -43,7 +43,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def numbers(text: str) -> Counter[str]:
-    """How often each number stands in a text, in code and links too: digits and signs as written, magnitudes spelt out."""
+    """How often each number stands in a text, in code and links too: as written but for commas and magnitudes."""
     found = []
     for digits, magnitude in NUMBER.findall(text.replace(",", "")):
         found.append(f"{Decimal(digits) * MAGNITUDES[magnitude]:.0f}" if magnitude else digits)
