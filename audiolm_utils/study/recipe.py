@@ -253,4 +253,14 @@ POCKET_QUICK = Recipe(
         replace(ADAPT, name="refine", steps=600, seed_offset=1),
     ),
 )
-RECIPES = {recipe.name: recipe for recipe in (POCKET_QUICK,)}
+POLISH = replace(
+    ADAPT,
+    name="polish",
+    steps=20_000,  # more than fit into the minutes
+    minutes=42.0,
+    prompt_repeats=12,
+    seed_offset=2,
+    autocast=True,
+)
+POCKET_LONG = replace(POCKET_QUICK, name="pocket-long", stages=(*POCKET_QUICK.stages, POLISH))
+RECIPES = {recipe.name: recipe for recipe in (POCKET_QUICK, POCKET_LONG)}
