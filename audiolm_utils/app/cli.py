@@ -78,6 +78,12 @@ def study(args: argparse.Namespace) -> int:
     return 0
 
 
+def train(args: argparse.Namespace) -> int:
+    """Train and measure one recipe, or load its result: `study` of one name."""
+    args.recipe = [args.recipe]
+    return study(args)
+
+
 def evaluate(args: argparse.Namespace) -> int:
     """Measure the trained model of a recipe again, without training it."""
     print_row(resolve_name("audiolm_utils.study.run:evaluate_recipe")(args.recipe))
@@ -206,6 +212,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(study, rooted)
     sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, STUDY_HELP
     sub.add_argument("recipe", nargs="*", help=f"recipes, or {', '.join(EXPERIMENTS)}; without any all but full ones")
+    sub.add_argument("--fresh", action="store_true", help="train again though a matching result exists")
+    sub = command(train, rooted)
+    sub.add_argument("recipe", help="name of the recipe")
     sub.add_argument("--fresh", action="store_true", help="train again though a matching result exists")
     sub = command(evaluate, rooted)
     sub.add_argument("recipe", help="name of the recipe")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
+import torch
 
 from audiolm_utils.evaluation.metrics import bootstrap_ci
 from audiolm_utils.evaluation.semantic import names_its_own
@@ -14,8 +19,9 @@ from audiolm_utils.models.weights import DERIVED
 from audiolm_utils.study.connector import CONNECTOR
 from audiolm_utils.study.final import CTC, SEEDS, baseline_answers, final_lessons, run_final
 from audiolm_utils.study.final_costs import measure_final
-from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, OURS, START
+from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, OURS, START, STUDY_FINAL
 from audiolm_utils.study.ladder_row import samples_of
+from audiolm_utils.study.lessons import Lessons
 from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.paired import differences, scores
 from audiolm_utils.study.recipe import RECIPES, Recipe
@@ -25,6 +31,7 @@ from audiolm_utils.study.run import ADAPTERS
 EXPERIMENT = Recipe("final")
 CONDITION = ("test_set",)
 BASELINES = "no audio language model"
+Job = tuple[str, int]  # a recipe's name and a seed
 
 
 def run_or_load_final(*, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
@@ -41,13 +48,12 @@ def run_or_load_final(*, fresh: bool = False, **arguments: Any) -> dict[str, Any
     data = final_lessons()
     row = provenance(EXPERIMENT, known["data_sha256"]) | known | {"seed": list(SEEDS), "training": []}
     answers: dict[str, list[dict[str, list[str]]]] = {}
-    for name in FINAL_RECIPES:
-        for seed in SEEDS:
-            run = run_final(name, seed, data, fresh=fresh, **arguments)
-            row["training"].append(run["training"])
-            for arm, of_tests in run["answers"].items():
-                answers.setdefault(arm, []).append({test: of_tests.get(test, [""] * len(items))
-                                                    for test, items in data.tests.items()})  # fmt: skip
+    runs = run_all(data, fresh=fresh, **arguments)
+    for job in product(FINAL_RECIPES, SEEDS):
+        row["training"].append(runs[job]["training"])
+        for arm, of_tests in runs[job]["answers"].items():
+            answers.setdefault(arm, []).append({test: of_tests.get(test, [""] * len(items))
+                                                for test, items in data.tests.items()})  # fmt: skip
     samples = samples_of(data, answers | {BASELINES: [baseline_answers(data)]})
     row["scores"] = [s for s in scores(samples, CONDITION) if s["metric"] == "wer" or CTC not in s["arm"]]
     row["differences"] = differences(_only(samples, FINAL_RECIPES), CONDITION, BASE.name)
@@ -58,6 +64,23 @@ def run_or_load_final(*, fresh: bool = False, **arguments: Any) -> dict[str, Any
     row["efficiency"] = measure_final({name: (ADAPTERS / name, INFERENCE[name]) for name in FINAL_RECIPES})
     write_result(EXPERIMENT, row, samples)
     return row
+
+
+def run_all(data: Lessons, *, workers: int | None = None, **arguments: Any) -> dict[Job, dict[str, Any]]:
+    """Every recipe and seed, see [`run_final`]: one a process and a processor, two at a time where there are two.
+
+    Recipes of other encoders stand side by side, so that neither encodes what the other is about to.
+    """
+    first, *others = SEEDS
+    jobs: list[Job] = [(BASE.name, first), (OURS.name, first), (STUDY_FINAL.name, first)]
+    jobs += [(recipe.name, seed) for seed in others for recipe in (OURS, BASE, STUDY_FINAL)]
+    workers = workers or min(2, os.cpu_count() or 1)
+    if workers == 1:
+        return {job: run_final(*job, data, **arguments) for job in jobs}
+    share = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (share,)) as pool:
+        started = {job: pool.submit(run_final, *job, data, **arguments) for job in jobs}
+        return {job: future.result() for job, future in started.items()}
 
 
 def top1(samples: Rows) -> list[dict[str, Any]]:

@@ -257,7 +257,7 @@ POLISH = replace(
     ADAPT,
     name="polish",
     steps=20_000,  # more than fit into the minutes
-    minutes=42.0,
+    minutes=38.0,
     prompt_repeats=12,
     seed_offset=2,
     autocast=True,

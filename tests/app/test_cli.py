@@ -21,6 +21,7 @@ COMMANDS = [
     "weights",
     "data",
     "study",
+    "train",
     "evaluate",
     "transcribe",
     "describe",
@@ -134,6 +135,7 @@ def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
     provide(monkeypatch, "audiolm_utils.study.recipe", RECIPES={"a": None, "b": None})
     assert cli.main(["study", "b", "--fresh"]) == 0
     assert json.loads(capsys.readouterr().out) == {"recipe": "b"}
+    assert cli.main(["train", "a"]) == 0 and ran.pop() == ("a", False)
     for name, place in cli.EXPERIMENTS.items():
         module, function = place.split(":")
         provide(monkeypatch, module, **{function: lambda fresh, name=name: run_or_load(name, fresh)})
@@ -178,7 +180,7 @@ def test_a_data_root_is_looked_below(monkeypatch, capsys, command, tmp_path):
 def test_an_unknown_recipe_is_named_with_the_full_ones(capsys):
     assert cli.main(["study", "full-bass"]) == 1
     assert capsys.readouterr().err.startswith(
-        "audiolm: recipe 'full-bass' is unknown; expected one of pocket-quick, base, study-final, ours, full-b"
+        "audiolm: recipe 'full-bass' is unknown; expected one of pocket-quick, pocket-long, base, study-final, ours, full-b"
     )
 
 

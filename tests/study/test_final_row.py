@@ -1,10 +1,12 @@
 """The final evaluation's row: top-1 by hand; the committed one is of this code and follows from its samples."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 from audiolm_utils.study import final_row
-from audiolm_utils.study.final import CTC
+from audiolm_utils.study.final import CTC, SEEDS
 from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, OURS
 from audiolm_utils.study.final_row import BASELINES, CONDITION, EXPERIMENT, top1
 from audiolm_utils.study.paired import differences, scores
@@ -28,6 +30,36 @@ def test_top1_is_the_share_of_captions_that_name_their_clip_by_seed(monkeypatch)
         [1, 0.5],
         2,
     )
+
+
+def test_every_recipe_and_seed_is_carried_out_once_and_neighbours_hear_differently(monkeypatch):
+    done = []
+    monkeypatch.setattr(
+        final_row, "run_final", lambda name, seed, data, **options: done.append((name, seed)) or options
+    )
+    runs = final_row.run_all("data", workers=1, fresh=True)
+    assert runs.keys() == set(product(FINAL_RECIPES, SEEDS)) and len(done) == len(runs)
+    assert all(options == {"fresh": True} for options in runs.values())
+    padded = {name: recipe.pad_to_30s for name, recipe in FINAL_RECIPES.items()}
+    assert [padded[name] for name, _ in done] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]  # the last finds all encoded
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(monkeypatch):
+    monkeypatch.setattr(final_row, "run_final", pair)  # by its name in a new process
+    assert final_row.run_all("data", workers=2) == final_row.run_all("data", workers=1)
+
+
+def pair(name, seed, data, **options):
+    """A stand-in for a training, which a new process can import."""
+    return {"training": [name, seed, data], "answers": {}} | options
 
 
 def test_the_committed_row_is_of_this_code_and_its_scores_follow_from_its_samples():

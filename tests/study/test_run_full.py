@@ -189,7 +189,8 @@ def test_full_recipes_are_known_by_their_names_and_take_what_time_they_take():
     assert cpu_time(FULL_RECIPES["base"]).startswith("1,440,000 clips of 10 s take 2 cores at least 17")
     assert cpu_time(replace(FULL_RECIPES["base"], name="mine")) == cpu_time(FULL_RECIPES["base"])
     with pytest.raises(
-        ValueError, match=r"'full-bass' is unknown; expected one of pocket-quick, pocket-long, base, study-final, ours, full-base"
+        ValueError,
+        match=r"'full-bass' is unknown; expected one of pocket-quick, pocket-long, base, study-final, ours, full-base",
     ):
         run.get_recipe("full-bass")
 
