@@ -68,11 +68,12 @@ def study(args: argparse.Namespace) -> int:
             "accelerate. A recipe that is named may have several"
         )
     run_or_load = resolve_name("audiolm_utils.study.run:run_or_load")
+    reporting = {"report_to": args.report_to} if args.report_to else {}
     for name in names:
         if name in EXPERIMENTS:
             row = resolve_name(EXPERIMENTS[name])(fresh=args.fresh)
         else:
-            row = run_or_load(name, fresh=args.fresh)
+            row = run_or_load(name, fresh=args.fresh, **reporting)
         if os.environ.get("RANK", "0") == "0":
             print_row(row)
     return 0
@@ -209,13 +210,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--root", type=Path, help="folder that its paths start from (default: that of FILE)")
     rooted = argparse.ArgumentParser(add_help=False)
     rooted.add_argument("--data-root", type=Path, metavar="DIR", help="public sets (default: $AUDIOLM_DATA_ROOT)")
-    sub = command(study, rooted)
+    watched = argparse.ArgumentParser(add_help=False)
+    watched.add_argument("--fresh", action="store_true", help="train again though a matching result exists")
+    watched.add_argument(
+        "--report-to", metavar="NAME", help="tensorboard, wandb, ... (transformers' names): loss curves"
+    )
+    sub = command(study, rooted, watched)
     sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, STUDY_HELP
     sub.add_argument("recipe", nargs="*", help=f"recipes, or {', '.join(EXPERIMENTS)}; without any all but full ones")
-    sub.add_argument("--fresh", action="store_true", help="train again though a matching result exists")
-    sub = command(train, rooted)
-    sub.add_argument("recipe", help="name of the recipe")
-    sub.add_argument("--fresh", action="store_true", help="train again though a matching result exists")
+    command(train, rooted, watched).add_argument("recipe", help="name of the recipe")
     sub = command(evaluate, rooted)
     sub.add_argument("recipe", help="name of the recipe")
     heard = argparse.ArgumentParser(add_help=False)

@@ -127,8 +127,8 @@ def test_interruption_says_how_to_go_on(monkeypatch, capsys):
 def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
     ran = []
 
-    def run_or_load(recipe, fresh):
-        ran.append((recipe, fresh))
+    def run_or_load(recipe, fresh, **options):
+        ran.append((recipe, fresh, *options.values()))
         return {"recipe": recipe}
 
     provide(monkeypatch, "audiolm_utils.study.run", run_or_load=run_or_load)
@@ -136,6 +136,7 @@ def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
     assert cli.main(["study", "b", "--fresh"]) == 0
     assert json.loads(capsys.readouterr().out) == {"recipe": "b"}
     assert cli.main(["train", "a"]) == 0 and ran.pop() == ("a", False)
+    assert cli.main(["train", "a", "--report-to", "tensorboard"]) == 0 and ran.pop() == ("a", False, "tensorboard")
     for name, place in cli.EXPERIMENTS.items():
         module, function = place.split(":")
         provide(monkeypatch, module, **{function: lambda fresh, name=name: run_or_load(name, fresh)})
@@ -180,7 +181,7 @@ def test_a_data_root_is_looked_below(monkeypatch, capsys, command, tmp_path):
 def test_an_unknown_recipe_is_named_with_the_full_ones(capsys):
     assert cli.main(["study", "full-bass"]) == 1
     assert capsys.readouterr().err.startswith(
-        "audiolm: recipe 'full-bass' is unknown; expected one of pocket-quick, pocket-long, base, study-final, ours, full-b"
+        "audiolm: recipe 'full-bass' is unknown; expected one of pocket-quick, pocket-long, base, study-final, ours"
     )
 
 
