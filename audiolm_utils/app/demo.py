@@ -103,14 +103,13 @@ def build(shelf: Shelf) -> gr.Blocks:
                             gr.Textbox(label="In numbers", lines=2),
                             gr.Plot(show_label=False, format="png"),
                         ]
-                outputs.append(gr.Plot(show_label=False, format="png"))
+                outputs.append(gr.Plot(show_label=False, format="png", elem_id="bars"))
         if absent:
             gr.Markdown(f"Not on the menu yet: {how_to_train(absent)}")
         both.change(lambda on: [gr.update(visible=on)] * 2, both, [other, second], **QUIETLY)
         asked = [sound, task, question, name, both, other]
-        running = go.click(
-            answer, asked, outputs, concurrency_id="model", api_visibility="private", show_progress="minimal"
-        )
+        one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+        running = go.click(answer, asked, outputs, **one_at_a_time, **QUIETLY | {"show_progress": "minimal"})
         stop.click(None, cancels=[running], api_visibility="private")
     return page.queue(default_concurrency_limit=1, max_size=QUEUE)
 
@@ -132,6 +131,25 @@ class OnlyFromHere:
         await self.app(scope, receive, send_with_policy)
 
 
+def serve(page: gr.Blocks, host: str, port: int) -> None:
+    """Start to serve a page, nothing but it and what it was given, in the background; OSError for a port in use."""
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        allowed_paths=[],
+        max_file_size=MAX_UPLOAD_MIB * 2**20,
+        theme=gr.themes.Base(font=SANS, font_mono=MONO),
+        css=CSS,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        app_kwargs={"middleware": [Middleware(OnlyFromHere)]},
+    )
+
+
 def launch(host: str = HOST, port: int = PORT) -> None:
     """Serve the page until interrupted; what was uploaded is deleted then. Raises OSError for a port in use."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -141,21 +159,7 @@ def launch(host: str = HOST, port: int = PORT) -> None:
     with tempfile.TemporaryDirectory(prefix="audiolm-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build(shelf)
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            allowed_paths=[],
-            max_file_size=MAX_UPLOAD_MIB * 2**20,
-            theme=gr.themes.Base(font=SANS, font_mono=MONO),
-            css=CSS,
-            footer_links=[],
-            run_history=False,
-            ssr_mode=False,
-            app_kwargs={"middleware": [Middleware(OnlyFromHere)]},
-        )
+        serve(page, host, port)
         print(f"The demo is served at http://{host}:{port}; Ctrl-C ends it and deletes what was uploaded", flush=True)
         threading.Thread(target=shelf.get, args=(favourite(trained()),), daemon=True).start()
         page.block_thread()

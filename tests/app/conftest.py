@@ -1,4 +1,4 @@
-"""Two tiny trained models that stand where the shipped ones do, for the web demo's tests."""
+"""Fixtures of the command line and the web demo."""
 
 from __future__ import annotations
 
@@ -6,22 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from audiolm_utils.study import listener, run
-from audiolm_utils.study.recipe import Recipe, Stage
-from audiolm_utils.study.train import build_model
-from tests import tiny
+from audiolm_utils.study.recipe import Recipe
+from tests.app.placing import place
 
 
 @pytest.fixture
 def placed(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Recipe]:
-    """Tiny recipes under two names of the menu, saved; the first of them has learned to transcribe only."""
-    folder = tmp_path / "adapters"
-    items = tiny.write_items(tmp_path, ["a quick fox", "a lazy dog"])
-    stages = (Stage("listen", "lm", 1, ("lora",)),)
-    recipes = {name: tiny.make_recipe(parts, name, stages=stages) for name in ("pocket-quick", "study-final")}
-    for name, recipe in recipes.items():
-        build_model(recipe, items)[0].save_pretrained(folder / name)
-    for module in (run, listener):
-        monkeypatch.setattr(module, "ADAPTERS", folder)
-    monkeypatch.setattr(run, "KNOWN_RECIPES", run.KNOWN_RECIPES | recipes)
-    return recipes
+    """Tiny trained models where the shipped ones stand, see [`place`]."""
+    return place(parts, tmp_path, monkeypatch)
