@@ -108,8 +108,16 @@ def build(shelf: Shelf) -> gr.Blocks:
             gr.Markdown(f"Not on the menu yet: {how_to_train(absent)}")
         both.change(lambda on: [gr.update(visible=on)] * 2, both, [other, second], **QUIETLY)
         asked = [sound, task, question, name, both, other]
-        one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-        running = go.click(answer, asked, outputs, **one_at_a_time, **QUIETLY | {"show_progress": "minimal"})
+        running = go.click(
+            answer,
+            asked,
+            outputs,
+            concurrency_id="model",
+            concurrency_limit=1,
+            show_progress="minimal",
+            show_progress_on=outputs[0],
+            api_visibility="private",
+        )
         stop.click(None, cancels=[running], api_visibility="private")
     return page.queue(default_concurrency_limit=1, max_size=QUEUE)
 

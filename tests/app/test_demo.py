@@ -281,7 +281,9 @@ def test_an_answer_can_be_stopped_and_the_next_one_comes(browser, server, spoken
     upload(page, spoken)
     page.get_by_role("button", name="Answer").click()
     page.wait_for_function("[...document.querySelectorAll('textarea')].some(each => each.value.includes('in all for'))")
-    page.get_by_role("button", name="Stop").click()
+    with page.expect_response("**/reset"):  # until then a further click counts as one too many
+        page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(500)
     ask(page)
     assert "in all for" in text_in(page, "In numbers")
     close(page)
