@@ -88,9 +88,11 @@ def respond(
     question = check_question(task, question)
     if unknown := set(names) - set(trained()):
         raise ValueError(f"There is no trained model {', '.join(sorted(unknown))}. {how_to_train(sorted(unknown))}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"Both models are {names[0]}: choose another one beside it.")
     yield [*["", "", "", None] * 2, None]
     spent: dict[str, dict[str, float]] = {}
-    for column, name in enumerate(dict.fromkeys(names)):
+    for column, name in enumerate(names):
         if name not in shelf:
             yield _update(column, ["", "", f"loading {name} …", None])
         listener = shelf.get(name)

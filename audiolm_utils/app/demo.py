@@ -12,7 +12,6 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from fastapi.middleware import Middleware
 
 from audiolm_utils.app.answering import KEEP_S, MAX_QUESTION, MAX_UPLOAD_MIB, TASKS, in_words, respond
 from audiolm_utils.app.cli import MAX_CLIP_S
@@ -88,7 +87,7 @@ def build(shelf: Shelf) -> gr.Blocks:
                 name = gr.Dropdown(names, value=chosen, label="Model")
                 rest = [each for each in names if each != chosen]
                 both = gr.Checkbox(label="side by side with another", interactive=bool(rest))
-                other = gr.Dropdown(rest or names, value=(rest or names)[0], label="Other model", visible=False)
+                other = gr.Dropdown(names, value=(rest or names)[0], label="Other model", visible=False)
                 with gr.Row():
                     go, stop = gr.Button("Answer", variant="primary"), gr.Button("Stop")
             with gr.Column(scale=7, min_width=320):
@@ -154,7 +153,7 @@ def serve(page: gr.Blocks, host: str, port: int) -> None:
         footer_links=[],
         run_history=False,
         ssr_mode=False,
-        app_kwargs={"middleware": [Middleware(OnlyFromHere)]},
+        app_kwargs={"middleware": [(OnlyFromHere, (), {})]},  # class, arguments, options
     )
 
 

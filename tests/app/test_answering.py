@@ -58,6 +58,11 @@ def test_a_model_that_is_not_trained_is_refused_with_its_command(placed, tiny_cl
         next(respond(Shelf(), str(tiny_clip), "Transcribe", None, ["ours"]))
 
 
+def test_one_model_is_not_put_beside_itself(placed, tiny_clip):
+    with pytest.raises(ValueError, match="Both models are pocket-quick"):
+        next(respond(Shelf(), str(tiny_clip), "Transcribe", None, ["pocket-quick"] * 2))
+
+
 def test_clips_that_cannot_be_used_are_refused_in_words(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no clip yet"):
         read_clip(None)

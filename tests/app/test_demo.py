@@ -173,7 +173,8 @@ def visit(browser, url: str, size: dict[str, int] = DESK):
     page.outside, page.problems = [], []
     page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else page.outside.append(r.url))
     page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.goto(url)
+    response = page.goto(url)
+    assert response.headers["content-security-policy"].startswith("default-src 'self'")
     page.get_by_role("button", name="Answer").wait_for()
     page.evaluate(COUNT_ANSWERS)
     return page
@@ -298,7 +299,7 @@ def test_two_models_side_by_side_answer_a_question(browser, tiny_server, shots, 
     page.get_by_label("Question", exact=True).fill("Do you hear a <b>dog</b>?")
     page.get_by_label("side by side").check()
     page.get_by_label("Other model").wait_for()
-    ask(page)
+    ask(page, 2)  # the bars are drawn after each model
     for place, name in enumerate(("pocket-quick", "study-final")):
         assert page.get_by_label(f"Answer of {name}").is_visible()
         assert "in all for 0.50 s of sound" in text_in(page, "In numbers", place)
