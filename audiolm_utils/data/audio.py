@@ -63,7 +63,7 @@ def _read_blocks(file: sf.SoundFile, path: Path, max_duration_s: float | None) -
         samples += len(block)
         if samples > limit:
             raise AudioError(
-                f"{path} lasts more than {max_duration_s:g} s; audio is never cut: split it, or raise that."
+                f"{path} lasts more than {max_duration_s:g} s; audio is never cut: split it."
             )
         mean = _mean_of_channels(block)
         if not np.isfinite(mean).all():
