@@ -5,6 +5,7 @@ RECIPE ?=
 TTS_LIMIT ?= 4000
 NBMAKE_TIMEOUT ?= 1200
 PYTEST_FLAGS ?=
+DEMO_FLAGS ?=
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -13,7 +14,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup apt-lists run test lab study figures slides bench demo check clean
+.PHONY: help setup apt-lists chromium run test lab study figures slides bench demo check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,12 @@ apt-lists:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1; \
 		then apt-get update -qq || echo "apt-get update failed: Debian sources will be missing" >&2; fi
 
+# Debian's browser, in which the web demo is tested; without it those tests skip.
+chromium: apt-lists
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null || \
+		echo "Chromium cannot be installed: the web demo is not tested in a browser" >&2; fi
+
 run: setup apt-lists ## weights, corpus, every notebook, figures and the closing table
 	$(PY) -m audiolm_utils weights
 	$(PY) -m audiolm_utils data --tts-limit $(TTS_LIMIT)
@@ -41,7 +48,7 @@ run: setup apt-lists ## weights, corpus, every notebook, figures and the closing
 	$(PY) -m audiolm_utils figures
 	$(PY) -m audiolm_utils results
 
-test: setup apt-lists ## all tests, slow ones and notebooks included
+test: setup chromium ## all tests, slow ones and notebooks included
 	AUDIOLM_FAST=1 $(PY) -m pytest tests $(if $(NOTEBOOKS),--nbmake --nbmake-timeout=$(NBMAKE_TIMEOUT) $(NOTEBOOKS)) $(PYTEST_FLAGS)
 
 lab: setup ## JupyterLab, opened on notebooks/
@@ -59,9 +66,9 @@ slides: setup ## the presentation in build/slides: one file that opens without a
 bench: setup ## the performance tables, ratios in one run
 	$(PY) -m audiolm_utils bench
 
-demo: setup ## the web demo
+demo: setup ## the web demo; DEMO_FLAGS="--host 0.0.0.0 --port 8000" lets other machines in
 	$(PY) -m pip install --quiet --editable '.[demo]' --constraint constraints.txt
-	$(PY) -m audiolm_utils demo
+	$(PY) -m audiolm_utils demo $(DEMO_FLAGS)
 
 check: setup ## ruff, format, types, notebooks
 	$(PY) -m ruff check

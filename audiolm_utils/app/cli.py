@@ -160,8 +160,8 @@ def results(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Serve the web demo."""
-    resolve_name("audiolm_utils.app.demo:launch")()
+    """Serve the web demo, to this machine alone unless asked."""
+    resolve_name("audiolm_utils.app.demo:launch")(args.host, args.port)
     return 0
 
 
@@ -234,7 +234,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(figures)
     sub.add_argument("--out", type=Path, default=FIGURES_DIR, help="folder (default: figures/)")
     command(results)
-    command(demo)
+    sub = command(demo)
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in")
+    sub.add_argument("--port", type=positive_int, default=7860, help="(default: 7860)")
     command(doctor)
     return parser
 

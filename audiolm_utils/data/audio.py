@@ -62,9 +62,7 @@ def _read_blocks(file: sf.SoundFile, path: Path, max_duration_s: float | None) -
         is_last = len(block) < block_samples  # one read less than until an empty block, which would seek once more
         samples += len(block)
         if samples > limit:
-            raise AudioError(
-                f"{path} lasts more than {max_duration_s:g} s; audio is never cut: split it, or raise that."
-            )
+            raise AudioError(f"{path} lasts more than {max_duration_s:g} s; audio is never cut: split it.")
         mean = _mean_of_channels(block)
         if not np.isfinite(mean).all():
             raise AudioError(f"{path} holds NaN or infinite samples; expected finite ones. Write it again.")
