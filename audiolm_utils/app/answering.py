@@ -12,7 +12,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from audiolm_utils.app.cli import MAX_CLIP_S, is_expected
+from audiolm_utils.app.complaints import is_expected
+from audiolm_utils.app.listening import MAX_CLIP_S
 from audiolm_utils.app.shelf import Shelf, how_to_train, tasks_of, trained
 from audiolm_utils.data.audio import SAMPLE_RATE, AudioError, load_audio
 from audiolm_utils.figures.listening import heard_spectrogram, time_bars

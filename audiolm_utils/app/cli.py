@@ -15,10 +15,11 @@ from pkgutil import resolve_name
 from typing import Any
 
 from audiolm_utils import __version__
+from audiolm_utils.app.complaints import complain, is_expected
+from audiolm_utils.app.listening import ask, describe, transcribe
 from audiolm_utils.app.study_help import EXPERIMENTS, STUDY_HELP
 
 FIGURES_DIR = Path(__file__).resolve().parents[2] / "figures"
-MAX_CLIP_S = 30.0
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -60,7 +61,7 @@ def data(args: argparse.Namespace) -> int:
 
 def study(args: argparse.Namespace) -> int:
     """Train and measure recipes and experiments, or load the results that already match."""
-    names = args.recipe or [*resolve_name("audiolm_utils.study.recipe:RECIPES"), *EXPERIMENTS]
+    names = args.recipe or [*resolve_name("audiolm_utils.study.pocket_recipes:RECIPES"), *EXPERIMENTS]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and (alone := [name for name in names if name in EXPERIMENTS]):
         raise ValueError(
@@ -89,55 +90,6 @@ def evaluate(args: argparse.Namespace) -> int:
     """Measure the trained model of a recipe again, without training it."""
     print_row(resolve_name("audiolm_utils.study.run:evaluate_recipe")(args.recipe))
     return 0
-
-
-def transcribe(args: argparse.Namespace) -> int:
-    """Write down what is said in audio files: one JSON object a line; a bad file is named and skipped."""
-    return listen(args, "asr")
-
-
-def describe(args: argparse.Namespace) -> int:
-    """Write a caption of each audio file: one JSON object a line; a bad file is named and skipped."""
-    return listen(args, "audiocaption")
-
-
-def ask(args: argparse.Namespace) -> int:
-    """Answer a question about each audio file: one JSON object a line; a bad file is named and skipped."""
-    return listen(args, "QA", args.question)
-
-
-def listen(args: argparse.Namespace, task: str, question: str | None = None) -> int:
-    """Print a line a file, `{"file": ..., "answer": ...}`; 1 where a file could not be answered."""
-    load_audio, tqdm = resolve_name("audiolm_utils.data.audio:load_audio"), resolve_name("tqdm:tqdm")
-    files = [file for path in args.files for file in audio_files(path)]
-    chosen = {"recipe": args.recipe, "precision": args.precision}
-    make = resolve_name("audiolm_utils.study.listener:Listener")
-    listener = make(**{name: value for name, value in chosen.items() if value})
-    failed = 0
-    for path in tqdm(files, unit="file", disable=len(files) < 2 or not sys.stderr.isatty()):
-        try:
-            row = listener(load_audio(path, max_duration_s=MAX_CLIP_S), task, question)
-        except (ValueError, OSError) as error:
-            if args.debug:
-                traceback.print_exc()
-            failed += 1
-            complain(error)
-        else:
-            print(json.dumps({"file": str(path), **row}, ensure_ascii=False), flush=True)
-    if failed:
-        print(f"audiolm: {failed} of {len(files)} files have no answer", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def audio_files(path: Path) -> list[Path]:
-    """The file itself, or a folder's audio files at any depth, in order; raises ValueError for a folder without any."""
-    if not path.is_dir():
-        return [path]
-    suffixes = resolve_name("audiolm_utils.data.audio:SUFFIXES")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
-    if not found:
-        raise ValueError(f"{path} holds no audio: expected files ending in {', '.join(suffixes)}")
-    return found
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -239,29 +191,6 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--port", type=positive_int, default=7860, help="(default: 7860)")
     command(doctor)
     return parser
-
-
-def is_expected(error: Exception) -> bool:
-    """Say whether an error is the user's to mend: bad input, the system, or one this package defines."""
-    return is_ours(error) or isinstance(error, (ValueError, OSError, ModuleNotFoundError))
-
-
-def is_ours(error: Exception) -> bool:
-    """Say whether this package defines the error's class."""
-    return type(error).__module__.startswith("audiolm_utils")
-
-
-def complain(error: Exception) -> None:
-    """Print an error to stderr as one line, or one a problem that ours lists; a missing import with its mend."""
-    separator = "\n  " if is_ours(error) else " "  # ours list problems line by line
-    message = separator.join(line.strip() for line in str(error).splitlines()) or type(error).__name__
-    if isinstance(error, ModuleNotFoundError):
-        name = error.name or ""
-        if name.startswith("audiolm_utils"):
-            message = f"this version has no {name}, which the command needs"
-        else:
-            message = f"the package {name} is not installed: pip install -e '.[lab,demo,test]'"
-    print(f"audiolm: {message}", file=sys.stderr)
 
 
 def show_warning(message: Warning | str, *_: Any) -> None:

@@ -14,7 +14,7 @@ import gradio as gr
 import numpy as np
 
 from audiolm_utils.app.answering import KEEP_S, MAX_QUESTION, MAX_UPLOAD_MIB, TASKS, in_words, respond
-from audiolm_utils.app.cli import MAX_CLIP_S
+from audiolm_utils.app.listening import MAX_CLIP_S
 from audiolm_utils.app.shelf import MENU, Shelf, favourite, how_to_train, trained
 from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio

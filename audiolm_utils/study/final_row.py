@@ -24,7 +24,8 @@ from audiolm_utils.study.ladder_row import samples_of
 from audiolm_utils.study.lessons import Lessons
 from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.paired import differences, scores
-from audiolm_utils.study.recipe import RECIPES, Recipe
+from audiolm_utils.study.pocket_recipes import RECIPES
+from audiolm_utils.study.recipe import Recipe
 from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
 from audiolm_utils.study.run import ADAPTERS
 

@@ -26,8 +26,9 @@ from audiolm_utils.study.measure import (
     measure_quality,
     timing_clip,
 )
+from audiolm_utils.study.pocket_recipes import RECIPES
 from audiolm_utils.study.public_corpus import PublicCorpus
-from audiolm_utils.study.recipe import RECIPES, Recipe, Stage
+from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.study.results import REPOSITORY, provenance, read_result, result_path, write_result
 from audiolm_utils.study.train import STAGE_ROW, build_model, train_stage
 from audiolm_utils.training.trainer import training_arguments

@@ -132,7 +132,7 @@ def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
         return {"recipe": recipe}
 
     provide(monkeypatch, "audiolm_utils.study.run", run_or_load=run_or_load)
-    provide(monkeypatch, "audiolm_utils.study.recipe", RECIPES={"a": None, "b": None})
+    provide(monkeypatch, "audiolm_utils.study.pocket_recipes", RECIPES={"a": None, "b": None})
     assert cli.main(["study", "b", "--fresh"]) == 0
     assert json.loads(capsys.readouterr().out) == {"recipe": "b"}
     assert cli.main(["train", "a"]) == 0 and ran.pop() == ("a", False)

@@ -15,7 +15,7 @@ from audiolm_utils.models.parameters import parameter_report
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study.full_recipes import AUDIO_MODELS, FULL_RECIPES, full_recipe
-from audiolm_utils.study.recipe import RECIPES
+from audiolm_utils.study.pocket_recipes import RECIPES
 from audiolm_utils.study.train import build_model, train_stage
 from tests import tiny
 from tests.models.families import FAMILIES, write_family

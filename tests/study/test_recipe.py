@@ -8,7 +8,8 @@ import pytest
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask, WaveAugment
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.study import recipe as module
-from audiolm_utils.study.recipe import RECIPES, TRAINABLE_PARTS, Recipe, Stage, lora_fields
+from audiolm_utils.study.pocket_recipes import RECIPES
+from audiolm_utils.study.recipe import TRAINABLE_PARTS, Recipe, Stage, lora_fields
 from audiolm_utils.training.distill import Distillation
 
 STAGE = Stage("align", "ctc", 10, ("projector",))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from audiolm_utils.study.recipe import RECIPES
+from audiolm_utils.study.pocket_recipes import RECIPES
 from audiolm_utils.study.results import provenance, read_result, read_samples, results_table, write_result
 
 RECIPE = RECIPES["pocket-quick"]

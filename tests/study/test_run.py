@@ -10,7 +10,7 @@ from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.evaluation.evaluate import answer_items, score_asr
 from audiolm_utils.study import run
-from audiolm_utils.study.recipe import RECIPES
+from audiolm_utils.study.pocket_recipes import RECIPES
 from audiolm_utils.study.results import read_result, read_samples, result_path
 
 QUICK = RECIPES["pocket-quick"]
