@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -37,7 +38,8 @@ class Check:
 
 def examine() -> list[Check]:
     """Return every check, in the order of the report."""
-    return [python(), packages(), accelerator(), memory(), cache(), debian_sources(), gpu_extra()]
+    parts = (python, packages, accelerator, memory, cache, debian_sources, models, demo_extra, browser, java, gpu_extra)
+    return [part() for part in parts]
 
 
 def python() -> Check:
@@ -109,6 +111,33 @@ def debian_sources() -> Check:
     if found.returncode:
         return Check(name, False, "empty package lists", "run apt-get update as root once", required=False)
     return Check(name, True, "Debian packages can be fetched", required=False)
+
+
+def models() -> Check:
+    """Say which trained models are there; each recipe that is not can be trained."""
+    folder = Path(__file__).resolve().parents[2] / "data" / "adapters"
+    found = sorted(place.parent.name for place in folder.glob("*/model.safetensors"))
+    return Check("trained models", bool(found), ", ".join(found) or "none", "audiolm study pocket-quick", False)
+
+
+def demo_extra() -> Check:
+    """Say whether gradio is installed, which serves the web demo."""
+    found = importlib.util.find_spec("gradio") is not None
+    return Check("web demo", found, "gradio is " + ("installed" if found else "not installed"), "make demo", False)
+
+
+def browser() -> Check:
+    """Say whether Chromium is there, in which the web demo is tested."""
+    found = shutil.which("chromium") is not None
+    detail = "Chromium is " + ("installed" if found else "not installed")
+    return Check("browser", found, detail, "only the demo's browser tests are skipped; make chromium", False)
+
+
+def java() -> Check:
+    """Say whether Java is there, which SPICE and the PTB tokenizer need."""
+    found = shutil.which("java") is not None
+    detail = "Java is " + ("installed" if found else "not installed")
+    return Check("java", found, detail, "SPICE, SPIDEr and PTB tokens are left out; CIDEr-D is not", False)
 
 
 def gpu_extra() -> Check:

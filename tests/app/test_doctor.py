@@ -13,7 +13,8 @@ def test_report_has_a_line_for_each_part(empty_cache, capsys):
     status = cli.main(["doctor"])
     lines = capsys.readouterr().out.splitlines()
     assert [line[9:27].strip() for line in lines] == [
-        "python", "packages", "accelerator", "memory", "cache", "audio sources", "gpu extra",
+        "python", "packages", "accelerator", "memory", "cache", "audio sources", "trained models", "web demo",
+        "browser", "java", "gpu extra",
     ]  # fmt: skip
     assert status == int(any(line.startswith("MISSING") for line in lines))
 
@@ -40,3 +41,13 @@ def test_a_full_disk_is_fatal(monkeypatch, empty_cache):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     check = doctor.cache()
     assert not check.ok and check.required and "AUDIOLM_CACHE" in str(check)
+
+
+def test_what_is_absent_without_being_needed_says_what_it_costs(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    for check, cost in ((doctor.browser(), "tests are skipped"), (doctor.java(), "SPICE")):
+        assert not check.ok and not check.required and cost in str(check)
+
+
+def test_the_shipped_models_are_named():
+    assert "pocket-quick" in doctor.models().detail
