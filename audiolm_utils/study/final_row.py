@@ -111,5 +111,5 @@ def fingerprint() -> str:
     made = {r.text_model: DERIVED[n].settings for r in FINAL_RECIPES.values()
             if (n := r.text_model.removeprefix("pocket:")) in DERIVED}  # fmt: skip
     recipes = [recipe.fingerprint() for recipe in FINAL_RECIPES.values()]
-    about = [recipes, made, INFERENCE, SEEDS, START, RECIPES["pocket-quick"].fingerprint(), CONNECTOR.fingerprint()]
+    about = [recipes, made, INFERENCE, SEEDS, START, RECIPES[START[OURS.name]].fingerprint(), CONNECTOR.fingerprint()]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
