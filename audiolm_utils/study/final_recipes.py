@@ -74,7 +74,6 @@ OURS = replace(
     lora=lora_fields(16),
     speech_lora=lora_fields(32, WHISPER_LINEAR),
     ctc_decode_weight=0.5,  # as pocket-quick's, which was chosen on the validation split
-    num_beams=4,
     hints=True,
     stages=(
         replace(ALIGN, learning_rate=5e-4, **MASKED),
