@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -63,7 +61,7 @@ def right_answers(item: AudioItem) -> dict[str, Any]:
     """What an item's answers are held against, and the group that the bootstrap draws it with."""
     if item.task == "asr":
         return {"group": text_key(item.text), "reference": item.text}
-    group = item.path if item.render else recording_of(replace(item, id=str(PurePosixPath(item.path).with_suffix(""))))
+    group = item.path if item.render else recording_of(item)
     if item.task == "QA":
         return {"group": group, "question": item.Q, "right": item.text}
     if item.task == "gender_recognition":
