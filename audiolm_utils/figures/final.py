@@ -45,7 +45,7 @@ def comparison(row: Mapping[str, Any]) -> Figure:
         row: of `run_or_load_final`.
     """
     of = {(score["test_set"], score["arm"]): score for score in row["scores"]}
-    sets = [name for name in dict.fromkeys(score["test_set"] for score in row["scores"])]
+    sets = list(dict.fromkeys(score["test_set"] for score in row["scores"]))
     columns = -(-(len(sets) + 2) // 3)
     figure, axes = new_figure(3, columns, sharey=True, figure={"figsize": (3.3 * columns + 1.2, 8.6)})
     panels = list(axes.flat)
@@ -58,7 +58,7 @@ def comparison(row: Mapping[str, Any]) -> Figure:
         if (name, BASELINES) in of:
             reference_line(ax, of[name, BASELINES]["value"], BASELINES, vertical=True)
         metric, better = KINDS[of[name, RECIPES[0]]["metric"]]
-        ax.set(title=f"{name}", xlabel=f"{metric} ({better} is better), n = {of[name, RECIPES[0]]['n']}")
+        ax.set(title=name, xlabel=f"{metric} ({better} is better), n = {of[name, RECIPES[0]]['n']}")
     costs = {line["model"]: line for line in row["efficiency"]}
     times = {name: _at(line, COMPARED_S)["ttft_s"] for name, line in costs.items()}
     memory = {name: line["memory_in_use_bytes"] / GIB for name, line in costs.items()}

@@ -61,10 +61,15 @@ class Neighbours:
 
         Args:
             without: for each clip known ones that do not count, such as itself.
+
+        Raises:
+            ValueError: none is left for some clip.
         """
         likeness = self._vectors(features) @ self.vectors.astype(np.float32).T
         for row, left_out in enumerate(without or ()):
             likeness[row, list(left_out)] = -np.inf
+        if np.isneginf(likeness).all(1).any():
+            raise ValueError(f"all {len(self.texts)} known clips are left out for some clip: know more recordings")
         return likeness.argmax(1).tolist()
 
     def _vectors(self, features: Sequence[np.ndarray]) -> np.ndarray:

@@ -24,7 +24,7 @@ from audiolm_utils.study.ladder_row import samples_of
 from audiolm_utils.study.lessons import Lessons
 from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.paired import differences, scores
-from audiolm_utils.study.pocket_recipes import RECIPES
+from audiolm_utils.study.pocket_recipes import BY_NAME
 from audiolm_utils.study.recipe import Recipe
 from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
 from audiolm_utils.study.run import ADAPTERS
@@ -111,5 +111,5 @@ def fingerprint() -> str:
     made = {r.text_model: DERIVED[n].settings for r in FINAL_RECIPES.values()
             if (n := r.text_model.removeprefix("pocket:")) in DERIVED}  # fmt: skip
     recipes = [recipe.fingerprint() for recipe in FINAL_RECIPES.values()]
-    about = [recipes, made, INFERENCE, SEEDS, START, RECIPES[START[OURS.name]].fingerprint(), CONNECTOR.fingerprint()]
+    about = [recipes, made, INFERENCE, SEEDS, START, BY_NAME[START[OURS.name]].fingerprint(), CONNECTOR.fingerprint()]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]

@@ -54,4 +54,6 @@ def hinted_apart(
 
 
 def _recording(item: AudioItem) -> str:
-    return item.path if item.render else recording_of(replace(item, id=str(PurePosixPath(item.path).with_suffix(""))))
+    if item.render:
+        return item.path
+    return recording_of(replace(item, id=str(PurePosixPath(item.path).with_suffix("")))) or item.path  # a mere number

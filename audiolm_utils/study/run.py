@@ -26,7 +26,7 @@ from audiolm_utils.study.measure import (
     measure_quality,
     timing_clip,
 )
-from audiolm_utils.study.pocket_recipes import RECIPES
+from audiolm_utils.study.pocket_recipes import BY_NAME, RECIPES
 from audiolm_utils.study.public_corpus import PublicCorpus
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.study.results import REPOSITORY, provenance, read_result, result_path, write_result
@@ -36,7 +36,7 @@ from audiolm_utils.training.trainer import training_arguments
 ADAPTERS = REPOSITORY / "data" / "adapters"
 DEFAULT_RECIPE = "pocket-quick"
 SPEECH_SOURCES = ("asterisk", "freedesktop", "klettres", "ktuberling", "pocketsphinx", "tts")
-KNOWN_RECIPES = RECIPES | FINAL_RECIPES | {recipe.name: recipe for recipe in FULL_RECIPES.values()}
+KNOWN_RECIPES = RECIPES | BY_NAME | FINAL_RECIPES | {recipe.name: recipe for recipe in FULL_RECIPES.values()}
 MAX_WORKERS = 8  # processes that read sound for one that trains on a GPU
 
 

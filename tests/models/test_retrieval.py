@@ -43,6 +43,11 @@ def test_the_answer_does_not_depend_on_who_else_is_asked(seed, size):
     assert [known.nearest([clip])[0] for clip in asked[:size]] == known.nearest(asked)[:size]
 
 
+def test_nothing_left_is_an_error():
+    with pytest.raises(ValueError, match="all 4 known clips are left out"):
+        Neighbours.of(clips(), TEXTS).nearest(clips(1), [[], [0, 1, 2, 3], [], []])
+
+
 def test_silence_has_some_neighbour():
     known = Neighbours.of([*clips(), np.zeros((5, 6), np.float16)], [*TEXTS, "silence"])
     assert known.nearest([np.zeros((9, 6), np.float16)]) == [4]
