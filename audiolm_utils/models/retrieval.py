@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from audiolm_utils.data.cache import atomic_path
 
 FILE = "neighbours.safetensors"
-DIMS = 128
+DIMS = 256
+LEAST = 1e-3  # of the deviation of the first direction; what varies less is rounding
 
 
 class Neighbours:
@@ -27,7 +28,8 @@ class Neighbours:
         vectors: (N, K) of length 1, of the known clips.
         texts: N, what each is said to be.
         centre, scale: (2E,), of pooled features over the known clips.
-        basis: (2E, K), the directions of most variance of what is centred and scaled; None keeps all.
+        basis: (2E, K), the directions of most variance of what is centred and scaled, each over its deviation, so that
+            all count alike (whitening); None keeps all as they are.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Neighbours:
         centre, scale = pooled.mean(0), pooled.std(0) + 1e-6
         basis = None
         if dims is not None:
-            basis = np.linalg.svd((pooled - centre) / scale, full_matrices=False)[2][:dims].T
+            _, deviations, directions = np.linalg.svd((pooled - centre) / scale, full_matrices=False)
+            dims = min(dims, int((deviations > LEAST * deviations[0]).sum()))
+            basis = directions[:dims].T / (deviations[:dims] / np.sqrt(len(pooled)))
             basis, centre, scale = (array.astype(np.float16) for array in (basis, centre, scale + 1e-3))
         known = cls(np.empty((len(texts), 0)), texts, centre, scale, basis)
         known.vectors = known._vectors(features).astype(np.float16 if dims else np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask
 from audiolm_utils.study.recipe import WHISPER_LINEAR, Recipe, Stage, lora_fields
 
-MINUTES = {"align": 4.0, "stage1": 4.0, "stage2": 7.0}  # of processor time, of each recipe and seed
+MINUTES = {"align": 4.0, "stage1": 5.0, "stage2": 10.0}  # of processor time, of each recipe and seed
 SYNTHETIC, SCENES = 2_000, 400  # clips; of the other kinds all that are there
 STAGE1_TASKS = ("asr", "audiocaption")
 STAGE2_TASKS = ("asr", "audiocaption", "audiocaption_v2", "QA", "phone_recognition", "gender_recognition")
@@ -41,6 +41,7 @@ STAGE1 = Stage(
     tasks=STAGE1_TASKS,
     minutes=MINUTES["stage1"],
     seed_offset=1,
+    attention="eager",
     autocast=True,
     autocast_features=True,
 )

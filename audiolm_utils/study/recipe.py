@@ -42,6 +42,8 @@ class Stage:
             is asked before training does not count.
         router_loss_weight: weight of the loss that keeps an LLM's experts in balance, see [`balance_loss`].
         autocast: multiply matrices in bfloat16, by autocast; weights, gradients and sums stay float32.
+        attention: kernel of the LLM's attention while it trains, "eager" or "sdpa", or None for transformers' choice.
+            On a CPU the way back through torch 2.13's fused kernel is slow: see notebook 08.
         autocast_features: the same in the encoders, where their features are cached.
     """
 
@@ -66,6 +68,7 @@ class Stage:
     router_loss_weight: float = field(default=0.0, metadata=LATER)
     autocast: bool = field(default=False, metadata=LATER)
     autocast_features: bool = field(default=False, metadata=LATER)
+    attention: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if unknown := set(self.trainable) - set(TRAINABLE_PARTS):

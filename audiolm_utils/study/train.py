@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from audiolm_utils.training.callbacks import TimeLimit
 from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary
 from audiolm_utils.training.distill import DistillationTrainer
 from audiolm_utils.training.encoding import encode_items
+from audiolm_utils.training.mixed_precision import frozen_in_bfloat16
 from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
 
 STAGE_ROW = "stage.json"  # stands in the folder of a stage that is finished
@@ -187,7 +189,10 @@ def fit_stage(
         trainer = AudioLMTrainer(**fixed)
     start = time.perf_counter()
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    if stage.attention and stage.objective == "lm":
+        model.language_model.set_attn_implementation(stage.attention)
+    with frozen_in_bfloat16(model.language_model) if stage.autocast else nullcontext():
+        trainer.train(resume_from_checkpoint=last)
     losses = [row for row in trainer.state.log_history if "loss" in row]
     row = {
         "name": stage.name,

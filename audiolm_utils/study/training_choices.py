@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -34,6 +35,7 @@ from audiolm_utils.study.train import select_trainable, stage_items
 from audiolm_utils.training.clipping import AutoClip
 from audiolm_utils.training.dataset import AudioDataset, Collator
 from audiolm_utils.training.encoding import encode_items
+from audiolm_utils.training.mixed_precision import frozen_in_bfloat16
 from audiolm_utils.training.trainer import EpochSampler
 
 EXPERIMENT = Recipe("training-choices")
@@ -53,7 +55,7 @@ class Choice:
 
     Attributes:
         llm_precision: of the frozen weights, "fp32" or "bf16".
-        autocast: multiply in bfloat16, weights kept as they are.
+        autocast: multiply in bfloat16, weights kept as they are; see [`frozen_in_bfloat16`].
         clip: the largest norm of the gradient; "auto" for [`AutoClip`], None for no limit.
     """
 
@@ -78,6 +80,9 @@ class Learner:
     def __init__(self, model: AudioLMForConditionalGeneration, choice: Choice, stage: Stage) -> None:
         select_trainable(model, stage.trainable)
         self.model, self.choice = model.train(), choice
+        self.cast = ExitStack()  # for as long as the arm learns
+        if choice.autocast:
+            self.cast.enter_context(frozen_in_bfloat16(model.language_model))
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=stage.lora_learning_rate, weight_decay=WEIGHT_DECAY)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, min(50, stage.steps // 5), stage.steps)
@@ -219,14 +224,14 @@ def attention_rows(data: Lessons) -> list[dict[str, Any]]:
     model, processor = build_listener(arm_recipe(SEEDS[0]), data.alignment)
     (batch, *_), _ = draw_batches((model, processor), data.training, SEEDS[0])
     clip = timing_clip()
-    clips = [clip[: len(clip) * n // 8] for n in range(8, 0, -1)]
-    whole = np.concatenate([clip] * 10)  # 30 s
     token_ids = torch.arange(LONG)[None] % model.language_model.get_input_embeddings().num_embeddings
 
     def encode(audio: Sequence[np.ndarray]) -> Callable[[PreTrainedModel], torch.Tensor]:
         inputs = processor.audio_features(audio)
-        features, lengths = inputs["input_features"], inputs["feature_lengths"]
-        return torch.no_grad()(lambda encoder: encoder(features, lengths)[0])
+        return torch.no_grad()(lambda encoder: encoder(inputs["input_features"], inputs["feature_lengths"])[0])
+
+    def read(llm: PreTrainedModel) -> Any:
+        return llm(token_ids, use_cache=False, logits_to_keep=1).logits
 
     def learn(listener: PreTrainedModel) -> torch.Tensor:
         loss: torch.Tensor = listener.train()(**batch).loss
@@ -235,13 +240,14 @@ def attention_rows(data: Lessons) -> list[dict[str, Any]]:
 
     select_trainable(model, STAGE.trainable)
     parts: dict[str, tuple[PreTrainedModel, Callable[[Any], torch.Tensor]]] = {
-        "encoder, 30 s": (model.speech_encoder, encode([whole])),
+        "encoder, 30 s": (model.speech_encoder, encode([np.concatenate([clip] * 10)])),
         "encoder, 3 s": (model.speech_encoder, encode([clip])),
-        "encoder, 8 clips up to 3 s": (model.speech_encoder, encode(clips)),
-        "training step": (model, learn),
-        f"LLM, {LONG:,} tokens": (
-            model.language_model,
-            torch.no_grad()(lambda llm: llm(token_ids, use_cache=False, logits_to_keep=1).logits),
+        "encoder, 8 clips up to 3 s": (
+            model.speech_encoder,
+            encode([clip[: len(clip) * n // 8] for n in range(8, 0, -1)]),
         ),
+        "training step": (model, learn),
+        "training step, autocast": (model, torch.autocast(model.device.type, torch.bfloat16)(learn)),
+        f"LLM, {LONG:,} tokens": (model.language_model, torch.no_grad()(read)),
     }
     return [{"part": part, **row} for part, of in parts.items() for row in compare_kernels(*of, repeats=REPEATS)]

@@ -33,6 +33,7 @@ OTHER_STAGE = {
     "distill": Distillation(),
     "minutes": 5.0,
     "router_loss_weight": 0.1,
+    "attention": "eager",
     "autocast": True,
     "autocast_features": True,
 }

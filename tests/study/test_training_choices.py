@@ -146,6 +146,6 @@ def test_the_row_is_measured_once(data, monkeypatch):
     assert {arm: times["n"] for arm, times in row["step_s"].items()} == dict.fromkeys(ARMS, 4)
     parts = list(dict.fromkeys(r["part"] for r in row["attention"]))
     assert [r["kernel"] for r in row["attention"]] == ["eager", "sdpa"] * len(parts) and "training step" in parts
-    assert all(r["difference"] < 1e-4 for r in row["attention"])
+    assert all(r["difference"] < (5e-2 if "autocast" in r["part"] else 1e-4) for r in row["attention"])
     monkeypatch.setattr(training_choices, "train_arms", lambda *_: pytest.fail("measured again"))
     assert training_choices.run_or_load_training_choices() == row
