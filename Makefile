@@ -9,7 +9,7 @@ DEMO_FLAGS ?=
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+NOTEBOOKS = $(wildcard notebooks/[0-9]*.ipynb)
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
@@ -51,8 +51,8 @@ run: setup apt-lists ## weights, corpus, every notebook, figures and the closing
 test: setup chromium ## all tests, slow ones and notebooks included
 	AUDIOLM_FAST=1 $(PY) -m pytest tests $(if $(NOTEBOOKS),--nbmake --nbmake-timeout=$(NBMAKE_TIMEOUT) $(NOTEBOOKS)) $(PYTEST_FLAGS)
 
-lab: setup ## JupyterLab, opened on notebooks/
-	$(PY) -m jupyterlab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks
+lab: setup ## JupyterLab, opened on the notebooks' table of contents
+	$(PY) -m jupyterlab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks/contents.ipynb
 
 study: setup apt-lists ## train and measure every pocket recipe, resumable; RECIPE=name for one
 	$(PY) -m audiolm_utils study $(RECIPE)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
@@ -235,3 +239,23 @@ def test_a_row_added_to_one_table_is_found(english, korean):
         longer = english.replace(row, f"{row}\n{row}")
         assert any("rows against" in fault for fault in differences(longer, korean))
         assert any("rows against" in fault for fault in differences(korean, longer))
+
+
+def test_the_contents_of_the_notebooks_name_each_and_lead_on(repository):
+    folder = repository / "notebooks"
+    text = (folder / "contents.md").read_text(encoding="utf-8")
+    assert missing(text, folder) == []
+    named = {target for target in links(text) if target.endswith(".ipynb")}
+    assert named == {str(path.relative_to(folder)) for path in folder.rglob("[0-9][0-9]_*.ipynb")}
+
+
+@pytest.mark.slow
+def test_the_examples_of_adding_parts_run_as_they_stand(repository, tmp_path):
+    text = (repository / ENGLISH).read_text(encoding="utf-8")
+    section = text.partition("## Adding your own")[2].partition("\n## ")[0]
+    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(code) == 4
+    done = subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    curve = json.loads(done.stdout.strip().splitlines()[-1])
+    assert [step for step, _ in curve] == [1, 2, 3] and all(math.isfinite(loss) for _, loss in curve)
