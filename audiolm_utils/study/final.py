@@ -88,10 +88,16 @@ def noisy_copy(item: AudioItem) -> AudioItem:
 
 def run_folder(recipe: Recipe, data: Lessons) -> Path:
     """Where a recipe's training lies; other data, or another start, is another folder."""
-    about = [manifest_sha256(items) for items in (data.alignment, data.training)]
-    about += [hashlib.sha256((ADAPTERS / START[recipe.name] / SAFE_WEIGHTS_NAME).read_bytes()).hexdigest()]
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
-    return cache_dir() / "runs" / f"{recipe.name}-{recipe.seed}-{recipe.fingerprint()}-{digest}"
+    about = [manifest_sha256(items) for items in (data.alignment, data.training)] + [_start_sha256(recipe.name)]
+    return cache_dir() / "runs" / f"{recipe.name}-{recipe.seed}-{recipe.fingerprint()}-{_digest(about)}"
+
+
+def _start_sha256(name: str) -> str:
+    return hashlib.sha256((ADAPTERS / START[name] / SAFE_WEIGHTS_NAME).read_bytes()).hexdigest()
+
+
+def _digest(about: Any) -> str:
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
 
 
 def train_final(
@@ -165,7 +171,20 @@ def features_of(model: Model, items: Sequence[AudioItem]) -> list[np.ndarray]:
 
 def baseline_answers(data: Lessons) -> dict[str, list[str]]:
     """What no audio language model would say, by test set: Whisper's own transcript, the nearest training clip's
-    caption, by the encoders of our recipe at its start, and the most frequent answer of the training split."""
+    caption, by the encoders of our recipe at its start, and the most frequent answer of the training split.
+
+    Kept beside the trainings, and read from there where data and start are the same.
+    """
+    done = cache_dir() / "runs" / f"baselines-{_digest([data.sha256(), _start_sha256(OURS.name)])}.json"
+    if not done.is_file():
+        answers = _baseline_answers(data)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(done) as partial:
+            partial.write_text(json.dumps(answers), encoding="utf-8")
+    return json.loads(done.read_text(encoding="utf-8"))
+
+
+def _baseline_answers(data: Lessons) -> dict[str, list[str]]:
     model, processor = build_model(OURS, data.alignment)
     start_from(model, START[OURS.name])
     listener = (model.eval(), processor)

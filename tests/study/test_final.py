@@ -79,11 +79,14 @@ def test_another_seed_is_trained_apart_and_not_shipped(recipe, lessons, tmp_path
     assert of_seed[0] != of_seed[1]
 
 
-def test_baselines_answer_every_test(recipe, lessons, monkeypatch):
+def test_baselines_answer_every_test_once(recipe, lessons, monkeypatch):
     monkeypatch.setattr(final, "whisper_transcripts", lambda reference, clips: ["heard"] * len(clips))
     sound = dataclasses.replace(lessons.alignment[0], task="audiocaption", text="a fox barking")
-    answers = baseline_answers(dataclasses.replace(lessons, alignment=[*lessons.alignment, sound]))
+    data = dataclasses.replace(lessons, alignment=[*lessons.alignment, sound])
+    answers = baseline_answers(data)
     assert answers == {"prompts": ["heard"] * 2, "recordings": ["a fox barking"] * 2, "questions": ["a dog"]}
+    monkeypatch.setattr(final, "whisper_transcripts", lambda *_: pytest.fail("answered again"))
+    assert baseline_answers(data) == answers
 
 
 def test_a_noisy_copy_has_the_ratio_asked_for_and_is_made_once(tmp_path, monkeypatch):
