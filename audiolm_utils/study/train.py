@@ -193,6 +193,7 @@ def fit_stage(
         model.language_model.set_attn_implementation(stage.attention)
     with frozen_in_bfloat16(model.language_model) if stage.autocast else nullcontext():
         trainer.train(resume_from_checkpoint=last)
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # autocast would stay around later stages' forward
     losses = [row for row in trainer.state.log_history if "loss" in row]
     row = {
         "name": stage.name,

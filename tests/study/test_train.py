@@ -131,6 +131,15 @@ def test_a_broken_off_stage_goes_on_to_the_same_weights(recipe, items, tmp_path,
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
 
 
+def test_autocast_ends_with_its_stage(recipe, items, tmp_path):
+    cast = replace(ALIGN, autocast=True)
+    model, processor = build_model(replace(recipe, stages=(cast,)), items)
+    before = {name: weight.dtype for name, weight in model.named_parameters()}
+    train_stage(recipe, cast, model, processor, items, tmp_path / "cast", **QUIET)
+    assert "forward" not in vars(model) or not hasattr(model.forward, "__wrapped__")  # as accelerate leaves it
+    assert {name: weight.dtype for name, weight in model.named_parameters()} == before
+
+
 def test_a_language_stage_from_audio_trains_both_adapters(recipe, items, tmp_path):
     model, processor = build_model(recipe, items)
     before = {k: v.clone() for k, v in model.state_dict().items()}
