@@ -68,6 +68,7 @@ class AudioItem:
             raise ValueError(f"references is {self.references!r}; expected a tuple of answers, or nothing.")
         for text in (self.Q or "", self.hint or "", *(self.references or ())):
             text.encode()
+        json.dumps(self.render, ensure_ascii=False).encode()
         _check_relative(self.path)
 
 

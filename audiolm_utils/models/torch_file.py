@@ -73,7 +73,7 @@ def named_weights(origin: str | Path, *patterns: str) -> Iterator[None]:
         if refusal := _refusal(named, error):
             raise refusal from None
         kind = "safetensors" if isinstance(error, SafetensorError) else "torch"
-        raise ValueError(f"{named} is no whole {kind} file ({error}). Fetch or write it again.") from error
+        raise ValueError(f"{named} is no whole {kind} file ({error}). Download it again, or write it anew.") from error
 
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
