@@ -206,6 +206,7 @@ def test_a_damaged_index_of_features_is_cut_where_it_goes_wrong(tmp_path):
     [
         ("m.jsonl", json.dumps(ROW | {"render": {"engine": "\ud800"}})),
         ("pocket/r.json", "[" * 100_000),
+        ("pocket/r.json", json.dumps({"recipe": "r", "efficiency": {"ttft_s": {"median": "\ud800"}}})),
         ("pocket/r.json", json.dumps({"recipe": "r", "quality": {"asr": {}}})),
         ("prompts.json", '{"asr": {"test": 3}}'),
         ("prompts.json", "{"),

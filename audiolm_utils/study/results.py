@@ -70,6 +70,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read a result row; raises ValueError naming a file that is not one."""
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(row, ensure_ascii=False).encode()  # refuses half a surrogate pair, which JSON can spell
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a result file ({error}); restore it or measure again") from error
     if not isinstance(row, dict) or "recipe" not in row:
