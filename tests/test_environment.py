@@ -105,6 +105,32 @@ def test_every_package_that_ci_installs_directly_has_a_tested_version(requiremen
     assert "torch==2.13.0" in map(str, constraints)
 
 
+def reached(requirements: list[Requirement]) -> dict[str, str]:
+    """Installed distributions that requirements reach, their extras and markers considered: version by name."""
+    found, seen, ahead = {}, set(), [(requirement, "") for requirement in requirements]
+    while ahead:
+        requirement, extra = ahead.pop()
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras), extra)
+        if key in seen or (requirement.marker and not requirement.marker.evaluate({"extra": extra})):
+            continue
+        seen.add(key)
+        try:
+            distribution = metadata.distribution(requirement.name)
+        except metadata.PackageNotFoundError:
+            continue
+        found[key[0]] = distribution.version
+        for further in map(Requirement, distribution.requires or []):
+            ahead += [(further, name) for name in ("", *requirement.extras)]
+    return found
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 resolves from the ranges")
+def test_every_installed_package_that_the_requirements_reach_is_pinned(requirements, constraints):
+    tested = reached([line for extra in ("core", "lab", "demo", "test") for line in requirements[extra]])
+    assert len(tested) > 100 and {"torch", "gradio", "starlette", "certifi"} <= tested.keys()
+    assert sorted(tested.keys() - names(constraints)) == []
+
+
 def test_makefile_upgrades_pip_before_it_resolves(repository):
     recipe = (repository / "Makefile").read_text()
     upgrade = recipe.index("pip install --quiet --upgrade pip")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -46,7 +47,8 @@ def listen(args: argparse.Namespace, task: str, question: str | None = None) -> 
             failed += 1
             complain(error)
         else:
-            print(json.dumps({"file": str(path), **row}, ensure_ascii=False), flush=True)
+            line = json.dumps({"file": str(path), **row}, ensure_ascii=False)
+            print(line.encode(errors="backslashreplace").decode(), flush=True)  # a name need not be UTF-8
     if failed:
         print(f"audiolm: {failed} of {len(files)} files have no answer", file=sys.stderr)
     return 1 if failed else 0
@@ -54,10 +56,10 @@ def listen(args: argparse.Namespace, task: str, question: str | None = None) -> 
 
 def audio_files(path: Path) -> list[Path]:
     """The file itself, or a folder's audio files at any depth, in order; raises ValueError for a folder without any."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False, too, where it may not be looked at: its reader says why
         return [path]
     suffixes = resolve_name("audiolm_utils.data.audio:SUFFIXES")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and os.path.isfile(file))
     if not found:
         raise ValueError(f"{path} holds no audio: expected files ending in {', '.join(suffixes)}")
     return found

@@ -68,6 +68,7 @@ class AudioItem:
             raise ValueError(f"references is {self.references!r}; expected a tuple of answers, or nothing.")
         for text in (self.Q or "", self.hint or "", *(self.references or ())):
             text.encode()
+        json.dumps(self.render, ensure_ascii=False).encode()
         _check_relative(self.path)
 
 
@@ -97,11 +98,19 @@ def _check_relative(path: str) -> None:
 
 def resolve_path(item: AudioItem, root: Path | str) -> Path:
     """Return the item's file, links followed; raises `AnnotationError` where it leaves `root`."""
+    try:
+        return path_below(root, item.path)
+    except AnnotationError as error:
+        raise AnnotationError(f"{item.id}: {error}") from None
+
+
+def path_below(root: Path | str, path: str) -> Path:
+    """Return the file of a path that starts from `root`, links followed; `AnnotationError` where it leaves `root`."""
     root = Path(root).resolve()
-    path = (root / item.path).resolve()
-    if not path.is_relative_to(root):
-        raise AnnotationError(f"{item.id}: {item.path!r} leaves the data root {root}; copy the file there.")
-    return path
+    file = (root / path).resolve()
+    if not file.is_relative_to(root):
+        raise AnnotationError(f"{path!r} leaves the data root {root}; copy the file there.")
+    return file
 
 
 def _to_line(item: AudioItem) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,20 @@ def load_audio(path: Path | str, *, max_duration_s: float | None = None) -> np.n
     file that is missing, unreadable, empty, not finite, or longer than `max_duration_s`: audio is never cut.
     """
     path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"{path} is not a file; check the path and the data root.")
+    try:
+        if not path.is_file():
+            raise AudioError(f"{path} is not a file; check the path and the data root.")
+        path.open("rb").close()  # libsndfile would only say "System error"
+    except OSError as error:
+        raise AudioError(
+            f"{path} cannot be opened ({error.strerror}); expected a file that you may read: check its name and its "
+            "permissions."
+        ) from error
     if path.suffix.lower() in HEADERLESS:
         codec = HEADERLESS[path.suffix.lower()]
         raise AudioError(f"{path} has no header; convert it first: ffmpeg -f {codec} -i {path.name} {path.stem}.wav")
     try:
-        with sf.SoundFile(path) as file:
+        with sf.SoundFile(os.fsencode(path)) as file:  # bytes, since a name need not be UTF-8
             audio, sample_rate = _read_blocks(file, path, max_duration_s), file.samplerate
     except (RuntimeError, TypeError, OSError) as error:  # libsndfile's own; TypeError: a headerless .raw file
         raise AudioError(
@@ -43,7 +51,7 @@ def load_audio(path: Path | str, *, max_duration_s: float | None = None) -> np.n
             "WAV, FLAC, Ogg or MP3. Convert it or copy it again."
         ) from error
     if sample_rate != SAMPLE_RATE:
-        audio = soxr.resample(audio, sample_rate, SAMPLE_RATE)
+        audio = _finite(soxr.resample(audio, sample_rate, SAMPLE_RATE), path)  # overshoot of what is near float32's end
     if audio.size == 0:
         raise AudioError(f"{path} is empty; expected at least one sample. Remove it from the manifest.")
     return np.ascontiguousarray(audio, dtype=np.float32)
@@ -63,18 +71,22 @@ def _read_blocks(file: sf.SoundFile, path: Path, max_duration_s: float | None) -
         samples += len(block)
         if samples > limit:
             raise AudioError(f"{path} lasts more than {max_duration_s:g} s; audio is never cut: split it.")
-        mean = _mean_of_channels(block)
-        if not np.isfinite(mean).all():
-            raise AudioError(f"{path} holds NaN or infinite samples; expected finite ones. Write it again.")
-        blocks.append(mean)
+        blocks.append(_finite(_mean_of_channels(block), path))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _finite(audio: np.ndarray, path: Path) -> np.ndarray:
+    if not np.isfinite(audio).all():
+        raise AudioError(f"{path} holds NaN or infinite samples; expected finite ones. Write it again.")
+    return audio
 
 
 def _mean_of_channels(block: np.ndarray) -> np.ndarray:
     """Return the mean of float32 `(samples, channels)`, added channel by channel: several times as fast as `mean`."""
     mean = block[:, 0]
-    for channel in block.T[1:]:
-        mean = mean + channel
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        for channel in block.T[1:]:
+            mean = mean + channel
     return mean / np.float32(block.shape[1]) if block.shape[1] > 1 else mean
 
 

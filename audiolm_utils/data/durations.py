@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -25,7 +26,7 @@ def read_durations(paths: Sequence[Path], *, longest_s: float, limit: int = LIMI
 
     def read(path: Path) -> float | str:
         try:
-            duration_s = float(sf.info(path).duration)
+            duration_s = float(sf.info(os.fsencode(path)).duration)
         except (RuntimeError, TypeError, OSError) as error:
             return f"{path} cannot be read as audio ({error})"
         if duration_s == 0:

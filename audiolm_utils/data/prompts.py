@@ -6,6 +6,7 @@ import json
 import random
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,31 @@ PROMPTS_FILE = Path(__file__).resolve().parents[2] / "data" / "prompts.json"
 QUESTION = "{Q}"  # where a QA prompt holds the question
 
 
+Prompts = dict[str, dict[str, str | list[str]]]
+
+
+def read_prompts(path: Path) -> Prompts:
+    """Read `{task: {"test": prompt, "train": [prompt, ...]}}`; raises `ValueError` naming a file that is no such."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON of prompts ({error}); restore it.") from error
+    if not isinstance(found, dict) or not all(map(_are_prompts, found.values())):
+        raise ValueError(
+            f'{path} holds no prompts; expected {{task: {{"test": text, "train": [text, ...]}}}}: restore it.'
+        )
+    return found
+
+
+def _are_prompts(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("train"), list) or not value["train"]:
+        return False
+    return all(isinstance(prompt, str) and prompt.strip() for prompt in (value.get("test"), *value["train"]))
+
+
 @cache
-def _prompts() -> dict[str, dict[str, str | list[str]]]:
-    return json.loads(PROMPTS_FILE.read_text(encoding="utf-8"))
+def _prompts() -> Prompts:
+    return read_prompts(PROMPTS_FILE)
 
 
 def _of_task(item: AudioItem | str, kind: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.annotations import AnnotationError, AudioItem, path_below
 from audiolm_utils.data.audio import SAMPLE_RATE, AudioError, load_audio, write_wav
 from audiolm_utils.data.phones import gender_of
 from audiolm_utils.data.sources import Sound
@@ -235,8 +235,8 @@ def render(item: AudioItem, root: Path) -> float:
     parts = []
     for event in scene["events"]:
         try:
-            audio = load_audio(root / event["path"])
-        except AudioError as error:
+            audio = load_audio(path_below(root, event["path"]))
+        except (AudioError, AnnotationError) as error:
             raise SceneError(f"{item.id} lacks {event['id']}: {error}") from error
         if abs(len(audio) - event["samples"]) > _samples(TOLERANCE_S):
             lasts = f"{len(audio) / SAMPLE_RATE:.2f} s, planned were {event['samples'] / SAMPLE_RATE:.2f} s"

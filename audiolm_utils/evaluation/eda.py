@@ -17,7 +17,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from audiolm_utils.data.annotation_table import AnnotationTable, read_annotation_table
-from audiolm_utils.data.annotations import AnnotationError, AudioItem
+from audiolm_utils.data.annotations import AnnotationError, AudioItem, path_below
 from audiolm_utils.data.audio import SAMPLE_RATE, AudioError, load_audio
 from audiolm_utils.data.cache import sha256_file
 from audiolm_utils.data.speech import text_key
@@ -179,8 +179,8 @@ def audio_statistics(frame: pd.DataFrame, root: Path | str, workers: int = 2, pr
 
     def measure(path: str) -> dict[str, Any]:
         try:
-            audio = load_audio(Path(root) / path)
-        except AudioError as error:
+            audio = load_audio(path_below(root, path))
+        except (AudioError, AnnotationError) as error:
             return {"path": path, "problem": str(error)}
         return {"path": path, "measured_s": len(audio) / SAMPLE_RATE, **levels(audio), "problem": ""}
 

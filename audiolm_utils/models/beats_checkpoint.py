@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
 from audiolm_utils.models.fbank import BEATS_FBANK
 from audiolm_utils.models.patches import PATCH
-from audiolm_utils.models.torch_file import read_torch_file, state_dict_of
+from audiolm_utils.models.torch_file import read_safetensors, read_torch_file, state_dict_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +83,7 @@ def beats_from_checkpoint(path: str | Path) -> BeatsEncoder:
     if fields.get("model_type") != BeatsConfig.model_type:
         raise ValueError(f"{path / CONFIG_NAME} is of model_type {fields.get('model_type')!r}; expected 'beats'.")
     weights = path / SAFE_WEIGHTS_NAME
-    try:
-        state = load_file(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is no whole safetensors file ({error}). Write or fetch it again.") from error
+    state = read_safetensors(weights)
     encoder = BeatsEncoder(BeatsConfig.from_dict(fields))
     return _loaded(encoder, state, {name: name for name in encoder.state_dict()}, weights)
 

@@ -34,14 +34,14 @@ def load_tokenizer(reference: str | None) -> PreTrainedTokenizerBase:
     if cached_file(folder, "tokenizer.json", _raise_exceptions_for_missing_entries=False):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     elif gguf_file is None:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     else:
         warnings.warn(
             f"the tokenizer of {reference} is rebuilt from the GGUF file, which only names its word splitting; "
             "put the original's tokenizer.json and tokenizer_config.json beside it to have it exactly",
             stacklevel=2,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         known = [token for token in PADS if token in tokenizer.get_vocab() and token != tokenizer.eos_token]
         if known:

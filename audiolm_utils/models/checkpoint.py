@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.llm import is_adapter
 from audiolm_utils.models.routing import is_router
+from audiolm_utils.models.torch_file import read_safetensors
 
 if TYPE_CHECKING:
     from typing import Self
@@ -110,7 +111,7 @@ class OwnWeights(Base):
         model = cls.from_parts(given or saved, dtype=dtype)
         check_base(base, model.config, name)
         weights = cached_file(name, SAFE_WEIGHTS_NAME, **kwargs)
-        model.load_own_state_dict(load_file(weights), origin=str(weights))
+        model.load_own_state_dict(read_safetensors(weights), origin=str(weights))
         return model.eval()
 
 

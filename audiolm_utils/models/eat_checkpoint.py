@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from audiolm_utils.models.eat import EatConfig, EatEncoder, position_code
-from audiolm_utils.models.torch_file import read_torch_file, state_dict_of
+from audiolm_utils.models.torch_file import read_safetensors, read_torch_file, state_dict_of
 
 PUBLISHED_FRAMES = 1024  # all published models were trained on, and are run on, 10.24 s
 HEAD_WIDTH = 64  # of all published models
@@ -60,10 +58,7 @@ def eat_from_checkpoint(path: str | Path, *, pad_to_frames: int | None = PUBLISH
     if fields.get("model_type") != EatConfig.model_type:
         raise ValueError(f"{folder / CONFIG_NAME} is of model_type {fields.get('model_type')!r}; expected 'eat'.")
     weights = folder / SAFE_WEIGHTS_NAME if path.is_dir() else path
-    try:
-        state = load_file(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is no whole safetensors file ({error}). Download it again.") from error
+    state = read_safetensors(weights)
     if "embed_dim" in fields:
         return _from_published(state, fields, pad_to_frames, weights)
     return _load(EatEncoder(EatConfig.from_dict(fields)), state, weights)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from audiolm_utils.models.configuration import LLM_BACKENDS, LLM_PRECISIONS
 from audiolm_utils.models.precision import DTYPES, Int8Embedding, Int8Linear
 from audiolm_utils.models.quantised import check_autocast, load_nf4, stored_quantisation
+from audiolm_utils.models.torch_file import named_weights
 
 UNSLOTH_TOKENS = 2048  # the longest input it prepares for: 30 s of audio, prompt and answer are far below
 
@@ -47,6 +48,7 @@ def load_llm(
         raise ValueError(f"llm_precision {precision!r} is unknown; expected one of {', '.join(LLM_PRECISIONS)}")
     if backend not in LLM_BACKENDS:
         raise ValueError(f"llm_backend {backend!r} is unknown; expected one of {', '.join(LLM_BACKENDS)}")
+    kwargs.setdefault("trust_remote_code", False)  # None would ask at the terminal
     folder, gguf_file = split_gguf(reference)
     if gguf_file is not None and (precision == "nf4" or backend == "unsloth"):
         raise ValueError(
@@ -62,7 +64,8 @@ def load_llm(
             kwargs["gguf_file"] = gguf_file
         elif stored_quantisation(AutoConfig.from_pretrained(folder, **kwargs)).get("load_in_4bit"):
             raise ValueError(f"{reference} holds 4-bit weights; set llm_precision='nf4', {precision!r} was asked")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or DTYPES[precision], **kwargs)
+        with named_weights(folder):
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or DTYPES[precision], **kwargs)
     return model.requires_grad_(False).eval()
 
 

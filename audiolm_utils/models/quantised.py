@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+from audiolm_utils.models.torch_file import named_weights
+
 
 def load_nf4(reference: str, *, dtype: torch.dtype | None = None, **kwargs: Any) -> PreTrainedModel:
     """Load a causal LLM with 4-bit linear layers, quantised here or, as `*-bnb-4bit` checkpoints are, already.
@@ -47,9 +49,10 @@ def load_nf4(reference: str, *, dtype: torch.dtype | None = None, **kwargs: Any)
             bnb_4bit_compute_dtype=compute,
         )
     rest = torch.bfloat16 if compute == torch.bfloat16 else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        reference, config=config, dtype=rest, device_map={"": device}, **kwargs
-    )
+    with named_weights(reference):
+        model = AutoModelForCausalLM.from_pretrained(
+            reference, config=config, dtype=rest, device_map={"": device}, **kwargs
+        )
     keep_as_loaded(model)
     return model
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from audiolm_utils.data.cache import atomic_path
+from audiolm_utils.models.torch_file import named_weights
 
 FILE = "neighbours.safetensors"
 DIMS = 256
@@ -93,7 +94,7 @@ class Neighbours:
     @classmethod
     def load(cls, folder: Path) -> Neighbours:
         """Read what [`save`] wrote."""
-        with safe_open(folder / FILE, "np") as file:
+        with named_weights(folder / FILE), safe_open(folder / FILE, "np") as file:
             arrays = {name: file.get_tensor(name) for name in ("vectors", "centre", "scale", "basis")}
             return cls(texts=json.loads(file.metadata()["texts"]), **arrays)
 

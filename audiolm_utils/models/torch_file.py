@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # names of files that hold tensors
 
 
 def read_torch_file(path: str | Path, *entries: str) -> dict[str, Any]:
@@ -29,12 +35,8 @@ def read_torch_file(path: str | Path, *entries: str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken bytes make the reader fail in many ways
-        code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if code:
-            raise ValueError(
-                f"{path} holds {code[1]}, an object or code that could run on reading, beside or in place of weights. "
-                "It is refused; ask its author for a file of tensors and plain values only."
-            ) from None
+        if refusal := _refusal(path, error):
+            raise refusal from None
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is no whole file of torch.save: it is cut short or of another "
             "type. Download it again."
@@ -44,6 +46,40 @@ def read_torch_file(path: str | Path, *entries: str) -> dict[str, Any]:
         held = f"a {type(content).__name__}" if keys is None else f"{len(keys)} entries, such as {keys[:6]}"
         raise ValueError(f"{path} holds {held}; expected a dictionary with {list(entries)}: another checkpoint?")
     return {entry: content[entry] for entry in entries}
+
+
+def _refusal(origin: Any, error: Exception) -> ValueError | None:
+    """What to say where a restricted unpickler met code; None where it met something else."""
+    code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    return code and ValueError(
+        f"{origin} holds {code[1]}, an object or code that could run on reading, beside or in place of weights. "
+        "It is refused; ask its author for a file of tensors and plain values only."
+    )
+
+
+@contextmanager
+def named_weights(origin: str | Path, *patterns: str) -> Iterator[None]:
+    """Raise `ValueError` that names the file, or a folder and its weights, where the block meets broken ones or code.
+
+    Args:
+        origin: a file, a folder, or a hub id that the block reads.
+        patterns: of the files in a folder that are read; those of all weights without any.
+    """
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        files = sorted(file.name for pattern in patterns or WEIGHTS for file in Path(origin).glob(pattern))
+        named = f"{origin} ({', '.join(files)})" if files else origin
+        if refusal := _refusal(named, error):
+            raise refusal from None
+        kind = "safetensors" if isinstance(error, SafetensorError) else "torch"
+        raise ValueError(f"{named} is no whole {kind} file ({error}). Download it again, or write it anew.") from error
+
+
+def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a .safetensors file by name; OSError where it is not there, ValueError where it is broken."""
+    with named_weights(path):
+        return load_file(path)
 
 
 def state_dict_of(content: dict[str, Any], entry: str, path: str | Path) -> dict[str, torch.Tensor]:

@@ -13,6 +13,8 @@ from transformers import WhisperConfig, WhisperModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from audiolm_utils.models.torch_file import named_weights
+
 SAMPLES_PER_FRAME = 320  # one encoder frame is 20 ms at 16 kHz
 MEL_FRAMES_PER_FRAME = 2
 MAX_FRAMES = 1500  # 30 s: the length of Whisper's position table
@@ -39,7 +41,8 @@ class SpeechEncoder(WhisperEncoder):
     @classmethod
     def from_whisper(cls, reference: str, **kwargs: Any) -> SpeechEncoder:
         """Load the encoder of a Whisper checkpoint (local folder or hub id); keys must match exactly."""
-        source = WhisperModel.from_pretrained(reference, **kwargs).encoder
+        with named_weights(reference):
+            source = WhisperModel.from_pretrained(reference, **kwargs).encoder
         encoder = cls(source.config).to(source.dtype)
         encoder.load_state_dict(source.state_dict(), strict=True)
         return encoder.eval()

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256
 from audiolm_utils.data.augment import SpanMask
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
+from audiolm_utils.models.torch_file import read_safetensors
 from audiolm_utils.study.lessons import SYNTHETIC, lessons
 from audiolm_utils.study.measure import Model, Rows, load_folder
 from audiolm_utils.study.noise_answers import read_out
@@ -104,5 +104,5 @@ def take_tensors(model: AudioLMForConditionalGeneration, name: str, prefixes: tu
     if not file.is_file():
         raise FileNotFoundError(f"{file} is absent: train it with `python -m audiolm_utils study {name}`")
     own = {k: v for k, v in model.own_state_dict().items() if not k.startswith(prefixes)}
-    taken = {k: v for k, v in load_file(file).items() if k.startswith(prefixes)}
+    taken = {k: v for k, v in read_safetensors(file).items() if k.startswith(prefixes)}
     model.load_own_state_dict(own | taken, origin=str(file))

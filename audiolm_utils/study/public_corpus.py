@@ -160,7 +160,11 @@ class PublicCorpus:
                 np.save(partial, durations)
         columns = table.columns
         at = columns.schema.get_field_index("duration_s")
-        return AnnotationTable(columns.set_column(at, "duration_s", pa.array(np.load(file))))
+        try:
+            durations = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{file} holds no durations ({error}); delete it, and they are read again") from error
+        return AnnotationTable(columns.set_column(at, "duration_s", pa.array(durations)))
 
 
 def _check_questions(annotation: Annotation, table: AnnotationTable) -> None:

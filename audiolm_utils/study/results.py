@@ -70,7 +70,8 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read a result row; raises ValueError naming a file that is not one."""
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        json.dumps(row, ensure_ascii=False).encode()  # refuses half a surrogate pair, which JSON can spell
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a result file ({error}); restore it or measure again") from error
     if not isinstance(row, dict) or "recipe" not in row:
         raise ValueError(f"{path} is not a result file: no recipe in it; restore it or measure again")
@@ -92,7 +93,11 @@ def corpus_hashes() -> dict[str, str]:
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """The per-sample answers beside a result file."""
-    return [json.loads(line) for line in path.with_suffix(".samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    file = path.with_suffix(".samples.jsonl")
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} does not hold samples ({error}); restore it or measure again") from error
 
 
 def results_table(folder: Path = RESULTS) -> pd.DataFrame:
@@ -100,15 +105,24 @@ def results_table(folder: Path = RESULTS) -> pd.DataFrame:
     lines = []
     for path in sorted(folder.glob("*/*.json")):
         row = read_result(path)
-        efficiency = row.get("efficiency", {})
-        for test_set, scores in row.get("quality", {}).items():
-            line = {"scale": row["scale"], "recipe": row["recipe"], "test set": test_set}
-            for name in ("wer", "joint_wer", "ctc_wer", "reference_decoder_wer", "cascade_wer", *OTHER_SCORES, "n"):
-                if name in scores:
-                    line[name] = scores[name]
-            if "ci95" in scores:
-                line["95 % CI"] = "{:.3f} to {:.3f}".format(*scores["ci95"])
-            if "ttft_s" in efficiency:
-                line["ttft_s"] = efficiency["ttft_s"]["median"]
-            lines.append(line)
+        try:
+            lines += _lines(row)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            raise ValueError(f"{path} is not a whole result file ({error!r}); restore it or measure again") from error
     return pd.DataFrame(lines)
+
+
+def _lines(row: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = []
+    efficiency = row.get("efficiency", {})
+    for test_set, scores in row.get("quality", {}).items():
+        line = {"scale": row["scale"], "recipe": row["recipe"], "test set": test_set}
+        for name in ("wer", "joint_wer", "ctc_wer", "reference_decoder_wer", "cascade_wer", *OTHER_SCORES, "n"):
+            if name in scores:
+                line[name] = scores[name]
+        if "ci95" in scores:
+            line["95 % CI"] = "{:.3f} to {:.3f}".format(*scores["ci95"])
+        if "ttft_s" in efficiency:
+            line["ttft_s"] = efficiency["ttft_s"]["median"]
+        lines.append(line)
+    return lines

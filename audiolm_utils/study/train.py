@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -26,6 +25,7 @@ from audiolm_utils.models.chat import audio_token_id, load_tokenizer
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.routing import is_router
+from audiolm_utils.models.torch_file import read_safetensors
 from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.training.callbacks import TimeLimit
 from audiolm_utils.training.dataset import AudioDataset, Collator, ctc_vocabulary
@@ -153,7 +153,7 @@ def fit_stage(
     """
     done = folder / STAGE_ROW
     if done.is_file():
-        model.load_own_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), origin=str(folder))
+        model.load_own_state_dict(read_safetensors(folder / SAFE_WEIGHTS_NAME), origin=str(folder))
         return json.loads(done.read_text(encoding="utf-8"))
     if stage.distill and teacher is None:
         raise ValueError(f"stage {stage.name!r} distils and has no teacher: give train_stage or fit_stage the model")

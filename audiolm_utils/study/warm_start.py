@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
+from audiolm_utils.models.torch_file import read_safetensors
 from audiolm_utils.study.run import ADAPTERS
 
 
@@ -28,7 +28,7 @@ def start_from(model: AudioLMForConditionalGeneration, name: str) -> None:
     for part in ("speech_model", "text_model") if config.lora else ("speech_model",):
         if (ours := getattr(model.config, part)) != (theirs := getattr(config, part)):
             raise ValueError(f"{name} was trained with {part}={theirs!r} and cannot start a model with {ours!r}")
-    shipped = load_file(ADAPTERS / name / SAFE_WEIGHTS_NAME)
+    shipped = read_safetensors(ADAPTERS / name / SAFE_WEIGHTS_NAME)
     own = {key: tensor.clone() for key, tensor in model.own_state_dict().items()}
     width = model.speech_encoder.hidden_size
     streams = sum(part.hidden_size for part in (model.speech_encoder, model.audio_encoder) if part is not None)

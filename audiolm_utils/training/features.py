@@ -213,7 +213,7 @@ class FeatureCache:
                 return True
             entry = Entry(int(row["offset"]), int(row["frames"]), int(row["crc32"]))
             key, end = str(row["key"]), entry.offset + entry.frames * (self.dim or 0) * DTYPE.itemsize
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return False
         if entry.offset != self._data_end or not entry.offset < end <= data_size:
             return False

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
 from audiolm_utils.data.cache import atomic_path
+from audiolm_utils.models.torch_file import read_safetensors, read_torch_file
 
 SAVE_EVERY_S = 120.0
 LOSS_WINDOW = 20  # steps that a point of the loss curve is the mean of
@@ -90,7 +91,7 @@ def fit(
     """
     done = folder / "stage.json"
     if done.is_file():
-        module.load_state_dict(load_file(folder / "model.safetensors"))
+        module.load_state_dict(read_safetensors(folder / "model.safetensors"))
         return json.loads(done.read_text(encoding="utf-8"))
     decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
@@ -99,7 +100,7 @@ def fit(
     first, losses, minutes = 0, [], 0.0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = read_torch_file(checkpoint, "module", "optimizer", "step", "losses", "minutes")
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         first, losses, minutes = state["step"], state["losses"], state["minutes"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from audiolm_utils.data.annotations import AudioItem, manifest_sha256
+from audiolm_utils.data.annotations import AudioItem, manifest_sha256, resolve_path
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
 from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.data.soundfont import BY_PROGRAM
@@ -218,7 +218,7 @@ def _write_pool(folder: Path, items: Sequence[AudioItem], config: FbankConfig, r
     clips, offset = [], 0
     with open(folder / "frames.f16", "wb") as file:
         for item in tqdm(items, "Filter banks"):
-            fbank, lengths = kaldi_fbank([load_audio(root / item.path)], config)
+            fbank, lengths = kaldi_fbank([load_audio(resolve_path(item, root))], config)
             frames = int(lengths[0])
             file.write(fbank[0, :frames].to(torch.float16).numpy().tobytes())
             clips.append({"id": item.id, "path": item.path, "group": group_of(item), "offset": offset})

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import patch_environment
-from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,6 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.models.outputs import AudioLMOutput
 from audiolm_utils.models.splice import IGNORE_INDEX
+from audiolm_utils.models.torch_file import named_weights, read_safetensors
 from audiolm_utils.training.sharding import LAUNCHED, fsdp_launched, shard_llm
 
 PATIENCE_S = 6 * 3600  # how long processes wait for the first one, which encodes a stage's data
@@ -197,6 +197,14 @@ class AudioLMTrainer(Trainer):
         if self.args.should_save:
             self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with named_weights(checkpoint or "", "optimizer*", "scheduler*"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with named_weights(checkpoint or "", "rng_state*"):
+            super()._load_rng_state(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
-        (model or self.model).load_own_state_dict(load_file(path), origin=str(path))
+        (model or self.model).load_own_state_dict(read_safetensors(path), origin=str(path))
