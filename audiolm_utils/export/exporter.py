@@ -66,8 +66,13 @@ def export_model(
     model.float().eval()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
-    for name, (graph, arguments, dynamic, outputs) in _graphs(model, processor).items():
-        _write(graph, arguments, dynamic, outputs, folder / f"{name}.onnx", int8=int8)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for name, what in _graphs(model, processor).items():
+            path = folder / f"{name}.onnx"
+            path.with_suffix(".onnx.data").unlink(missing_ok=True)  # the one that is written may not begin behind it
+            write_graph(*what, Path(place) / path.name if int8 else path)
+            if int8:
+                write_in_8_bits(Path(place) / path.name, path)
     table = token_table(model.language_model)[:].detach().numpy()
     np.save(folder / EMBEDDINGS, table.astype(np.float16 if int8 else np.float32))
     processor.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
@@ -117,16 +122,16 @@ def _graphs(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor)
     }
 
 
-def _write(
-    graph: nn.Module,
-    arguments: dict[str, torch.Tensor],
-    dynamic: dict[str, Any],
-    outputs: list[str],
-    path: Path,
-    *,
-    int8: bool,
+def write_graph(
+    graph: nn.Module, arguments: dict[str, torch.Tensor], dynamic: dict[str, Any], outputs: list[str], path: Path
 ) -> None:
-    """Export one graph, in 8 bits where asked."""
+    """Write a module as an ONNX file with its weights in a .data file beside it.
+
+    Args:
+        arguments: examples by name.
+        dynamic: which of their dimensions vary, as `torch.export` has it.
+        outputs: names.
+    """
     with _quietly():
         program = torch.onnx.export(
             graph.eval(),
@@ -138,18 +143,18 @@ def _write(
             verbose=False,
         )
     assert program is not None
-    if not int8:
-        program.save(path, external_data=True)
-        return
+    program.save(path, external_data=True)
+
+
+def write_in_8_bits(source: Path, target: Path) -> None:
+    """Round the matrices of an ONNX file's products to 8 bits, `BLOCK_SIZE` inputs with one scale, in another file."""
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     how = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=4, bits=8)
-    with tempfile.TemporaryDirectory(dir=path.parent) as place, _quietly():
-        whole = Path(place) / path.name
-        program.save(whole, external_data=True)
-        quantizer = MatMulNBitsQuantizer(str(whole), algo_config=how)
+    with _quietly():
+        quantizer = MatMulNBitsQuantizer(str(source), algo_config=how)
         quantizer.process()
-        quantizer.model.save_model_to_file(str(path), use_external_data_format=True)
+        quantizer.model.save_model_to_file(str(target), use_external_data_format=True)
 
 
 def _config(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """A trained model as three modules that export to ONNX: encoder, connector and language model, one clip at a time.
 
-One clip has no padding, so masks and lengths are left out. What numbers a step needs besides is given as a tensor, for
-its shape: an exported graph knows the sizes of its inputs, and none of Python's.
+One clip has no padding, so masks and lengths are left out. A graph knows the sizes of its inputs alone: the
+real length of a padded clip is given as a tensor.
 
-Shape legend: M mel bins, T mel frames, F encoder frames, E encoder width, W windows, Q queries a window, N = W * Q audio
-tokens, D LLM width, V CTC vocabulary; S new and P past positions of the LLM, L its layers, K key-value heads, H their
-width.
+Shape legend: M mel bins, T mel frames, F encoder frames, E encoder width, W windows, N audio tokens, D LLM width, V CTC
+vocabulary; S new and P past positions of the LLM, L its layers, K key-value heads, H their width.
 """
 
 from __future__ import annotations
@@ -187,4 +186,5 @@ class LLMGraph(nn.Module):
         )
         layers = read.past_key_values.layers
         keys, values = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("keys", "values"))
-        return self.head(read.last_hidden_state[:, -1])[0], keys, values
+        logits = self.head(read.last_hidden_state[:, -1:])[0, 0]  # of three dimensions, else it exports as no MatMul
+        return logits, keys, values

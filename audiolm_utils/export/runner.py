@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,16 @@ class Runner:
         """
         features = self.encode(clip)
         hint = self.hint(features, task)
-        ids = list(self.token_ids(clip, features, self.prompt(task, question, hint), task))
+        ids = list(self._generate(clip, features, self.prompt(task, question, hint), task))
         return {"answer": self.text(ids)} | ({"hint": hint} if hint else {})
+
+    def token_ids(
+        self, clip: np.ndarray, task: str = "asr", question: str | None = None, limit: int | None = None
+    ) -> list[int]:
+        """The tokens of a call's answer, its end token too, or the first `limit` of them."""
+        features = self.encode(clip)
+        instruction = self.prompt(task, question, self.hint(features, task))
+        return list(islice(self._generate(clip, features, instruction, task), limit))
 
     def transcribe(self, clip: np.ndarray) -> str:
         """What is said in a clip, float32 (samples,) at 16 kHz."""
@@ -115,14 +124,8 @@ class Runner:
         before, there, after = template.partition(QUESTION)
         return before.replace(HINT, hint or "") + (str(question) if there else "") + after
 
-    def token_ids(self, clip: np.ndarray, features: np.ndarray, instruction: str, task: str) -> Iterator[int]:
-        """Tokens of the answer as they come, the end token too.
-
-        Args:
-            clip: its length limits the answer's.
-            features: (F, E) of the clip, from [`encode`].
-            instruction: from [`prompt`].
-        """
+    def _generate(self, clip: np.ndarray, features: np.ndarray, instruction: str, task: str) -> Iterator[int]:
+        """Tokens of the answer as they come; the length of the clip limits that of the answer."""
         config = self.config
         inputs, log_probs = self.connect(features)
         joint = None

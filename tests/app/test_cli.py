@@ -26,6 +26,7 @@ COMMANDS = [
     "transcribe",
     "describe",
     "ask",
+    "export",
     "bench",
     "figures",
     "results",
