@@ -158,13 +158,7 @@ def compare_answers(
         about, decode = {"engine": engine, "precision": precision}, engines[engine, precision].text
         same = [ours == theirs for ours, theirs in zip(answers, said["torch", "fp32"], strict=True)]
         texts = [
-            about
-            | {
-                "id": item.id,
-                "task": item.task,
-                "reference": item.text,
-                "hypothesis": engines[engine, precision].text(ids),
-            }
+            about | {"id": item.id, "task": item.task, "reference": item.text, "hypothesis": decode(ids)}
             for item, ids in zip(items, answers, strict=True)
         ]
         for task in dict.fromkeys(item.task for item in items):
