@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ TASKS = ("asr", "audiocaption", "audiocaption_v2", "QA", "phone_recognition", "g
 BLOCK_SIZE = 32  # weights that share a scale in 8 bits
 EXAMPLE_S = 1.0
 ANY = torch.export.Dim.DYNAMIC
+Graph: TypeAlias = tuple[nn.Module, dict[str, torch.Tensor], dict[str, Any], list[str]]
 
 
 @torch.no_grad()
@@ -62,6 +63,8 @@ def export_model(
         ValueError: the model has a legacy projector, weights in 8 or 4 bits, or an encoder that cannot be exported.
     """
     _check(model)
+    config = _config(model, processor) | {"precision": "int8" if int8 else "fp32"}
+    config |= {"ctc_decode_weight": ctc_decode_weight, "hinted": list(hinted) if neighbours is not None else []}
     fold_adapters(model)
     model.float().eval()
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ def export_model(
         for name, what in _graphs(model, processor).items():
             path = folder / f"{name}.onnx"
             path.with_suffix(".onnx.data").unlink(missing_ok=True)  # the one that is written may not begin behind it
-            write_graph(*what, Path(place) / path.name if int8 else path)
+            write_graph(what, Path(place) / path.name if int8 else path)
             if int8:
                 write_in_8_bits(Path(place) / path.name, path)
     table = token_table(model.language_model)[:].detach().numpy()
@@ -79,8 +82,6 @@ def export_model(
     if neighbours is not None:
         arrays = {name: getattr(neighbours, name) for name in ("vectors", "centre", "scale", "basis")}
         np.savez(folder / NEIGHBOURS, **arrays, texts=np.array(neighbours.texts))
-    config = _config(model, processor) | {"precision": "int8" if int8 else "fp32"}
-    config |= {"ctc_decode_weight": ctc_decode_weight, "hinted": list(hinted) if neighbours is not None else []}
     (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -94,8 +95,8 @@ def _check(model: AudioLMForConditionalGeneration) -> None:
         )
 
 
-def _graphs(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor) -> dict[str, tuple[Any, ...]]:
-    """By name: module, example inputs by name, which of their dimensions vary, names of the outputs."""
+def _graphs(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor) -> dict[str, Graph]:
+    """What [`write_graph`] takes, by name."""
     heard = processor.audio_features([np.ones(round(EXAMPLE_S * 16_000), np.float32)])
     features, lengths = model.encode(**heard)
     width = model.config.projector_config.window_frames
@@ -122,19 +123,17 @@ def _graphs(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor)
     }
 
 
-def write_graph(
-    graph: nn.Module, arguments: dict[str, torch.Tensor], dynamic: dict[str, Any], outputs: list[str], path: Path
-) -> None:
+def write_graph(graph: Graph, path: Path) -> None:
     """Write a module as an ONNX file with its weights in a .data file beside it.
 
     Args:
-        arguments: examples by name.
-        dynamic: which of their dimensions vary, as `torch.export` has it.
-        outputs: names.
+        graph: the module; examples of its inputs, by name; which of their dimensions vary, as `torch.export` has it;
+            names of its outputs.
     """
+    module, arguments, dynamic, outputs = graph
     with _quietly():
         program = torch.onnx.export(
-            graph.eval(),
+            module.eval(),
             kwargs=arguments,
             dynamic_shapes=dynamic,
             input_names=list(arguments),
@@ -170,6 +169,7 @@ def _config(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor)
         "compress": model.config.compress,
         "chat": processor.prompt(INSTRUCTION, 1),
         "audio_token": processor.audio_token,
+        "audio_token_id": processor.audio_token_id,
         "end_ids": list(end) if isinstance(end, list | tuple) else [end],
         "ctc_token_ids": None if model.ctc is None else model.ctc.token_ids.tolist(),
         "tasks": {task: _task(task) for task in TASKS},
@@ -178,8 +178,8 @@ def _config(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor)
 
 def _task(task: str) -> dict[str, Any]:
     """A task's prompt, the same with a hint, and the most tokens of an answer, fixed and for each second of audio."""
-    item = AudioItem(id=task, path=task, text="", task=task, Q=QUESTION)
-    told = AudioItem(id=task, path=task, text="", task=task, Q=QUESTION, hint=HINT)
+    item = AudioItem(id=task, path=task, text="?", task=task, Q=QUESTION)
+    told = AudioItem(id=task, path=task, text="?", task=task, Q=QUESTION, hint=HINT)
     fixed, per_second = ANSWER_TOKENS.get(task, OTHER_TOKENS)
     return {"prompt": test_prompt(item), "hinted": test_prompt(told), "tokens": [fixed, per_second]}
 

@@ -1,7 +1,7 @@
 """A trained model as three modules that export to ONNX: encoder, connector and language model, one clip at a time.
 
-One clip has no padding, so masks and lengths are left out. A graph knows the sizes of its inputs alone: the
-real length of a padded clip is given as a tensor.
+One clip has no padding, so masks and lengths are left out. A graph knows the sizes of its inputs alone: the real length
+of a padded clip is given as a tensor.
 
 Shape legend: M mel bins, T mel frames, F encoder frames, E encoder width, W windows, N audio tokens, D LLM width, V CTC
 vocabulary; S new and P past positions of the LLM, L its layers, K key-value heads, H their width.
@@ -71,6 +71,8 @@ def at_frames(steps: Tensor, frames: Tensor) -> Tensor:
 class BeatsGraph(nn.Module):
     """BEATs on one clip: fbank (1, T', M') -> patches (1, N, P, D). Position biases come from a table."""
 
+    table: Tensor
+
     def __init__(self, encoder: BeatsEncoder) -> None:
         super().__init__()
         self.encoder = encoder
@@ -95,6 +97,8 @@ class BeatsGraph(nn.Module):
 
 class EatGraph(nn.Module):
     """EAT on one clip: fbank (1, T', M') -> patches (1, N, P, D). Position codes come from a table."""
+
+    code: Tensor
 
     def __init__(self, encoder: EatEncoder) -> None:
         super().__init__()
@@ -123,6 +127,8 @@ def audio_graph(encoder: AudioEncoder) -> nn.Module:
 
 class ConnectorGraph(nn.Module):
     """Projector and CTC head of a model on windows of encoder features; see [`Listening.embed_audio`]."""
+
+    rows: Tensor
 
     def __init__(self, model: AudioLMForConditionalGeneration) -> None:
         super().__init__()

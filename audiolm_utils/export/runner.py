@@ -159,7 +159,7 @@ class Runner:
             raise ValueError(f"the instruction {instruction!r} holds the audio token {token!r}; leave it out")
         chat = self.config["chat"].replace(INSTRUCTION, instruction)
         ids = self.tokenizer.encode(chat, add_special_tokens=False).ids
-        place = ids.index(self.tokenizer.token_to_id(token))
+        place = ids.index(self.config["audio_token_id"])
         return np.concatenate([self._embed(ids[:place]), inputs, self._embed(ids[place + 1 :])])[None]
 
     def _embed(self, ids: list[int]) -> np.ndarray:

@@ -72,8 +72,8 @@ def export_recipe(recipe: str | Recipe, folder: Path, *, int8: bool = False) -> 
         raise ValueError(f"recipe {recipe.name!r} decodes with {recipe.num_beams} beams, the runner greedily: set 1")
     model, processor = load_model(recipe)
     known = Neighbours.load(ADAPTERS / recipe.name) if recipe.hints else None
-    decoding = {"int8": int8, "ctc_decode_weight": recipe.ctc_decode_weight}
-    export_model(model, processor, folder, neighbours=known, hinted=HINTED, **decoding)
+    weight = recipe.ctc_decode_weight
+    export_model(model, processor, folder, int8=int8, ctc_decode_weight=weight, neighbours=known, hinted=HINTED)
 
 
 def run_or_load_on_device(*, fresh: bool = False) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def compare_answers(
         rows: engine, precision, task, n, same_tokens (clips whose tokens are all those of torch in float32), and for
         transcripts wer; and the samples: engine, precision, id, task, reference, hypothesis.
     """
-    items = prepare_corpus(items)
+    items = prepare_corpus(list(items))
     clips = [load_audio(resolve_path(item, cache_dir())) for item in items]
     said = {
         name: [engine.token_ids(clip, item.task, item.Q) for clip, item in zip(clips, items, strict=True)]
