@@ -92,6 +92,13 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    """Write a trained model as ONNX files, for devices without PyTorch."""
+    resolve_name("audiolm_utils.study.on_device:export_recipe")(args.recipe, args.folder, int8=args.int8)
+    print(args.folder)
+    return 0
+
+
 def bench(args: argparse.Namespace) -> int:
     """Print the performance tables, measured now on this machine; rows at full size once, then loaded."""
     print(resolve_name("audiolm_utils.study.bench:benchmark")(fresh=args.fresh))
@@ -174,13 +181,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(evaluate, rooted)
     sub.add_argument("recipe", help="name of the recipe")
     heard = argparse.ArgumentParser(add_help=False)
-    heard.add_argument("--recipe", help="recipe whose trained model listens; the shipped one without")
+    by = heard.add_mutually_exclusive_group()
+    by.add_argument("--recipe", help="recipe whose trained model listens; the shipped one without")
+    by.add_argument("--onnx", type=Path, metavar="DIR", help="exported model that listens, without PyTorch")
     heard.add_argument("--precision", choices=("fp32", "int8"), help="of its weights (default: fp32)")
     for run in (transcribe, describe, ask):
         sub = command(run, heard)
         if run is ask:
             sub.add_argument("question", help="asked about every file")
         sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio of at most 30 s, or a folder of it")
+    sub = command(export)
+    sub.add_argument("recipe", help="recipe whose trained model is written")
+    sub.add_argument("folder", type=Path, help="made where absent; then `audiolm transcribe --onnx FOLDER FILE...`")
+    sub.add_argument("--int8", action="store_true", help="matrices in 8 bits")
     sub = command(bench)
     sub.add_argument("--fresh", action="store_true", help="measure the rows at full size again: 12 minutes")
     sub = command(figures)

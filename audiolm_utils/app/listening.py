@@ -34,9 +34,14 @@ def listen(args: argparse.Namespace, task: str, question: str | None = None) -> 
     """Print a line a file, `{"file": ..., "answer": ...}`; 1 where a file could not be answered."""
     load_audio, tqdm = resolve_name("audiolm_utils.data.audio:load_audio"), resolve_name("tqdm:tqdm")
     files = [file for path in args.files for file in audio_files(path)]
-    chosen = {"recipe": args.recipe, "precision": args.precision}
-    make = resolve_name("audiolm_utils.study.listener:Listener")
-    listener = make(**{name: value for name, value in chosen.items() if value})
+    if args.onnx:
+        if args.precision:
+            raise ValueError("--precision is for recipes: an exported model has that of `audiolm export`; leave it out")
+        listener = resolve_name("audiolm_utils.export.runner:Runner")(args.onnx)
+    else:
+        chosen = {"recipe": args.recipe, "precision": args.precision}
+        make = resolve_name("audiolm_utils.study.listener:Listener")
+        listener = make(**{name: value for name, value in chosen.items() if value})
     failed = 0
     for path in tqdm(files, unit="file", disable=len(files) < 2 or not sys.stderr.isatty()):
         try:

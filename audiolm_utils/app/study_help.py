@@ -11,6 +11,7 @@ EXPERIMENTS = {  # several trainings or measurements in one result
     "mixture-decoding": "audiolm_utils.study.mixture:run_or_load_mixture",
     "final": "audiolm_utils.study.final_row:run_or_load_final",
     "final-full-size": "audiolm_utils.study.final_full_size:run_or_load_final_full_size",
+    "on-device": "audiolm_utils.study.on_device:run_or_load_on_device",
     "training-choices": "audiolm_utils.study.training_choices:run_or_load_training_choices",
     "full-size": "audiolm_utils.study.full_size:run_or_load_full_size",
 }

@@ -34,6 +34,7 @@ PACKAGES = (
     "tokenizers",
     "bitsandbytes",
     "numpy",
+    "onnxruntime",
     "soundfile",
     "soxr",
     "jiwer",

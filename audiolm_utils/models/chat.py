@@ -13,10 +13,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 from audiolm_utils.models.llm import split_gguf
+from audiolm_utils.models.thoughts import END_THINK, THINK
 from audiolm_utils.models.weights import resolve
 
 PADS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>")  # where a checkpoint names none, as Meta's Llama 3
-THINK, END_THINK = "<think>", "</think>"
 NO_THOUGHT = f"{THINK}\n\n{END_THINK}\n\n"
 DATE = "26 Jul 2024"  # Llama 3's templates write today's date into a prompt, and this one where the day is unknown
 
@@ -102,12 +102,6 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str,
     if END_THINK not in template_of(tokenizer) or bare.endswith(END_THINK):
         return prompt
     return (bare.removesuffix(THINK) if bare.endswith(THINK) else prompt) + NO_THOUGHT
-
-
-def read_answer(text: str) -> str:
-    """The answer in a decoded text: what stands behind its thought; "" where the thought never ended."""
-    _, closed, answer = text.rpartition(END_THINK)
-    return "" if not closed and answer.lstrip().startswith(THINK) else answer.strip()
 
 
 def _named(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -19,12 +19,13 @@ from transformers import (
 )
 
 from audiolm_utils.models.audio_encoders import load_audio_encoder
-from audiolm_utils.models.chat import chat_prompt, check_chat, load_tokenizer, read_answer
+from audiolm_utils.models.chat import chat_prompt, check_chat, load_tokenizer
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
 from audiolm_utils.models.log_mel import log_mel
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.models.splice import IGNORE_INDEX
+from audiolm_utils.models.thoughts import read_answer
 from audiolm_utils.models.weights import resolve
 from audiolm_utils.models.whisper import MAX_FRAMES, SAMPLES_PER_FRAME, num_frames
 

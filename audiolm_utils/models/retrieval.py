@@ -11,11 +11,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from audiolm_utils.data.cache import atomic_path
-from audiolm_utils.models.torch_file import named_weights
 
 FILE = "neighbours.safetensors"
 DIMS = 256
@@ -86,6 +83,8 @@ class Neighbours:
         """Write `FILE` beside a model; raises ValueError where all numbers are kept, which is too much to ship."""
         if self.basis is None:
             raise ValueError("neighbours of full size are not saved: make them with dims")
+        from safetensors.numpy import save_file  # imported here alone: a device without PyTorch has other files
+
         arrays = {"vectors": self.vectors, "centre": self.centre, "scale": self.scale, "basis": self.basis}
         with atomic_path(folder / FILE) as partial:
             contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -94,6 +93,10 @@ class Neighbours:
     @classmethod
     def load(cls, folder: Path) -> Neighbours:
         """Read what [`save`] wrote."""
+        from safetensors import safe_open
+
+        from audiolm_utils.models.torch_file import named_weights
+
         with named_weights(folder / FILE), safe_open(folder / FILE, "np") as file:
             arrays = {name: file.get_tensor(name) for name in ("vectors", "centre", "scale", "basis")}
             return cls(texts=json.loads(file.metadata()["texts"]), **arrays)

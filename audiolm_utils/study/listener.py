@@ -88,6 +88,20 @@ class Listener:
         ids = self.model.generate(**self._inputs(clip, features, task, question, hint))
         return {"answer": self.processor.answers(ids)[0]} | ({"hint": hint} if hint else {})
 
+    @torch.no_grad()
+    def token_ids(
+        self, clip: np.ndarray, task: str = "asr", question: str | None = None, limit: int | None = None
+    ) -> list[int]:
+        """The tokens of a call's answer, its end token too, or the first `limit` of them."""
+        features = self._encode(self._heard(clip))
+        inputs = self._inputs(clip, features, task, question, self._hint(features, task))
+        most = {"max_new_tokens": min(inputs["max_new_tokens"], limit)} if limit else {}
+        return self.model.generate(**inputs | most)[0].tolist()
+
+    def text(self, ids: list[int]) -> str:
+        """The answer in its tokens, without special tokens and without any thought."""
+        return self.processor.answers([ids])[0]
+
     def stream(self, clip: np.ndarray, task: str = "asr", question: str | None = None) -> Iterator[Heard]:
         """Answer about one clip as a call does, timed: first what is known before any word, then at every token.
 

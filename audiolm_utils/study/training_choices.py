@@ -223,7 +223,7 @@ def attention_rows(data: Lessons) -> list[dict[str, Any]]:
     """Time and outputs of each attention kernel: a row a part and kernel, see [`compare_kernels`]."""
     model, processor = build_listener(arm_recipe(SEEDS[0]), data.alignment)
     (batch, *_), _ = draw_batches((model, processor), data.training, SEEDS[0])
-    clip = timing_clip()
+    clips = [timing_clip()[: 6_000 * n] for n in range(8, 0, -1)]
     token_ids = torch.arange(LONG)[None] % model.language_model.get_input_embeddings().num_embeddings
 
     def encode(audio: Sequence[np.ndarray]) -> Callable[[PreTrainedModel], torch.Tensor]:
@@ -240,12 +240,9 @@ def attention_rows(data: Lessons) -> list[dict[str, Any]]:
 
     select_trainable(model, STAGE.trainable)
     parts: dict[str, tuple[PreTrainedModel, Callable[[Any], torch.Tensor]]] = {
-        "encoder, 30 s": (model.speech_encoder, encode([np.concatenate([clip] * 10)])),
-        "encoder, 3 s": (model.speech_encoder, encode([clip])),
-        "encoder, 8 clips up to 3 s": (
-            model.speech_encoder,
-            encode([clip[: len(clip) * n // 8] for n in range(8, 0, -1)]),
-        ),
+        "encoder, 30 s": (model.speech_encoder, encode([np.concatenate(clips[:1] * 10)])),
+        "encoder, 3 s": (model.speech_encoder, encode(clips[:1])),
+        "encoder, 8 clips up to 3 s": (model.speech_encoder, encode(clips)),
         "training step": (model, learn),
         "training step, autocast": (model, torch.autocast(model.device.type, torch.bfloat16)(learn)),
         f"LLM, {LONG:,} tokens": (model.language_model, torch.no_grad()(read)),

@@ -26,6 +26,7 @@ COMMANDS = [
     "transcribe",
     "describe",
     "ask",
+    "export",
     "bench",
     "figures",
     "results",
@@ -253,6 +254,24 @@ def test_a_bad_file_is_named_and_skipped(listener, capsys, tiny_clip, tmp_path):
     assert err.endswith("audiolm: 1 of 2 files have no answer\n") and err.count("\n") == 2
     assert cli.main(["transcribe", str(tiny_clip), "--recipe", "pocket-quick", "--precision", "int8"]) == 0
     assert listener == [("shipped", "its own"), ("pocket-quick", "int8")]
+
+
+def test_an_exported_model_listens_in_place_of_a_recipe(listener, monkeypatch, capsys, tiny_clip):
+    provide(monkeypatch, "audiolm_utils.export.runner", Runner=lambda folder: lambda *_: {"answer": folder.name})
+    assert cli.main(["transcribe", "--onnx", "there/exported", str(tiny_clip)]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"] == "exported" and listener == []
+    assert cli.main(["transcribe", "--onnx", "exported", "--precision", "int8", str(tiny_clip)]) == 1
+    assert "--precision is for recipes" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["transcribe", "--onnx", "exported", "--recipe", "ours", str(tiny_clip)])
+
+
+def test_export_names_the_folder_that_it_wrote(monkeypatch, capsys):
+    wrote = []
+    provide(monkeypatch, "audiolm_utils.study.on_device", export_recipe=lambda *what, int8: wrote.append((*what, int8)))
+    assert cli.main(["export", "ours", "there"]) == cli.main(["export", "ours", "here", "--int8"]) == 0
+    assert wrote == [("ours", Path("there"), False), ("ours", Path("here"), True)]
+    assert capsys.readouterr().out == "there\nhere\n"
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import datetime
 import pytest
 from transformers import WhisperFeatureExtractor
 
-from audiolm_utils.models.chat import audio_token_id, chat_prompt, check_chat, load_tokenizer, read_answer
+from audiolm_utils.models.chat import audio_token_id, chat_prompt, check_chat, load_tokenizer
 from audiolm_utils.models.processing import AudioLMProcessor
+from audiolm_utils.models.thoughts import read_answer
 from tests import tiny
 from tests.models.families import FAMILIES, make_tokenizer, write_family
 
