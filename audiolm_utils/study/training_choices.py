@@ -223,7 +223,7 @@ def attention_rows(data: Lessons) -> list[dict[str, Any]]:
     """Time and outputs of each attention kernel: a row a part and kernel, see [`compare_kernels`]."""
     model, processor = build_listener(arm_recipe(SEEDS[0]), data.alignment)
     (batch, *_), _ = draw_batches((model, processor), data.training, SEEDS[0])
-    clips = [timing_clip()[: 6_000 * n] for n in range(8, 0, -1)]
+    clips = [clip[: len(clip) * n // 8] for clip in [timing_clip()] for n in range(8, 0, -1)]
     token_ids = torch.arange(LONG)[None] % model.language_model.get_input_embeddings().num_embeddings
 
     def encode(audio: Sequence[np.ndarray]) -> Callable[[PreTrainedModel], torch.Tensor]:
