@@ -124,7 +124,7 @@ class Learner:
 def run_or_load_training_choices(*, fresh: bool = False) -> dict[str, Any]:
     """The experiment's result row: loaded where arms, connector and data are those of the row, else measured.
 
-    Time it on an idle machine, about six minutes on two cores. The row has steps, batch_size, training (a row an arm
+    Time it on an idle machine, about twelve minutes on two cores. The row has steps, batch_size, training (a row an arm
     and seed, see [`train_arms`]), step_s (by arm: median, iqr, n), and attention (see [`attention_rows`]).
     """
     known = {"fingerprint": fingerprint()} | corpus_hashes()
