@@ -243,7 +243,8 @@ def test_a_row_added_to_one_table_is_found(english, korean):
 
 def test_the_contents_of_the_notebooks_name_each_and_lead_on(repository):
     folder = repository / "notebooks"
-    text = (folder / "contents.md").read_text(encoding="utf-8")
+    cells = json.loads((folder / "contents.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
     assert missing(text, folder) == []
     named = {target for target in links(text) if target.endswith(".ipynb")}
     assert named == {str(path.relative_to(folder)) for path in folder.rglob("[0-9][0-9]_*.ipynb")}
