@@ -133,7 +133,7 @@ def test_unsloth_is_asked_for_the_same_checkpoint(parts, monkeypatch, precision,
     model = load_llm(str(parts / "text"), precision=precision, backend="unsloth")
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     wanted = {"model_name": str(parts / "text"), "dtype": dtype, "load_in_4bit": precision == "nf4"}
-    assert asked == [{**wanted, "max_seq_length": 2048}]
+    assert asked == [{**wanted, "trust_remote_code": False, "max_seq_length": 2048}]
 
 
 def test_rank_stabilised_lora_scales_by_the_root_of_its_rank(llm):
