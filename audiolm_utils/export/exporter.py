@@ -23,6 +23,7 @@ from torch import nn
 from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.prompts import QUESTION, test_prompt
 from audiolm_utils.evaluation.evaluate import ANSWER_TOKENS, OTHER_TOKENS
+from audiolm_utils.export.features import SAMPLE_RATE
 from audiolm_utils.export.graphs import ConnectorGraph, EncoderGraph, LLMGraph
 from audiolm_utils.export.runner import CONFIG, EMBEDDINGS, HINT, INSTRUCTION, NEIGHBOURS, TOKENIZER
 from audiolm_utils.models.folding import fold_adapters
@@ -97,7 +98,7 @@ def _check(model: AudioLMForConditionalGeneration) -> None:
 
 def _graphs(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor) -> dict[str, Graph]:
     """What [`write_graph`] takes, by name."""
-    heard = processor.audio_features([np.ones(round(EXAMPLE_S * 16_000), np.float32)])
+    heard = processor.audio_features([np.ones(round(EXAMPLE_S * SAMPLE_RATE), np.float32)])
     features, lengths = model.encode(**heard)
     width = model.config.projector_config.window_frames
     windows = features[0, : len(features[0]) // width * width].unflatten(0, (-1, width))
@@ -165,7 +166,6 @@ def _config(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor)
         "pad_to_30s": processor.pad_to_30s,
         "fbank": processor.audio_frontend,
         "window_frames": projector.window_frames,
-        "num_queries": projector.num_queries,
         "compress": model.config.compress,
         "chat": processor.prompt(INSTRUCTION, 1),
         "audio_token": processor.audio_token,
