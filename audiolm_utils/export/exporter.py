@@ -143,6 +143,8 @@ def write_graph(graph: Graph, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where in the source it stands, with the paths of this machine
     program.save(path, external_data=True)
 
 

@@ -23,6 +23,13 @@ def test_the_folder_is_whole_and_says_what_it_is(ours):
     assert np.load(folder / "neighbours.npz")["texts"].tolist() == known.texts
 
 
+def test_no_file_tells_where_it_was_made(ours, repository):
+    *_, folder = ours
+    told = [path.name for path in folder.iterdir() for place in (str(repository), "site-packages")
+            if place.encode() in path.read_bytes()]  # fmt: skip
+    assert told == []
+
+
 def test_eight_bits_are_near_float32_and_smaller(parts, clips, tmp_path):
     export_model(*tiny.build(parts, **tiny.COMPRESSED), tmp_path, int8=True, ctc_decode_weight=0.5)
     model, processor = tiny.build(parts, **tiny.COMPRESSED)
