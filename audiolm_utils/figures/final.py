@@ -176,7 +176,8 @@ def kept(found: Mapping[str, Mapping[str, float]]) -> Figure:
             recipe = name.rpartition(", ")[2]
             look = LOOKS.get(recipe, {"color": COLOURS[4], "hatch": HATCHES[4]})
             drawn = ax.barh(y, found[name][key], 0.7, edgecolor="0.25", **look)
-            ax.bar_label(drawn, [f"{found[name][key]:.2f}"], padding=4, fontsize=12)
+            clear = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # of the line at 1
+            ax.bar_label(drawn, [f"{found[name][key]:.2f}"], padding=4, fontsize=12, bbox=clear, zorder=5)
         reference_line(ax, 1.0, "the base", vertical=True)
         ax.set(title=f"{key} of the base's" if key == "memory" else "time to the first token, of the base's")
         ax.set(xlim=(0, 1.18), yticks=range(len(names)), ylim=(len(names) - 0.45, -0.55), xlabel="share")
