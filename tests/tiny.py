@@ -25,6 +25,7 @@ from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.audio import write_wav
 from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
 from audiolm_utils.models.configuration import AudioLMConfig
+from audiolm_utils.models.cut import keep_layers
 from audiolm_utils.models.eat import EatConfig, EatEncoder
 from audiolm_utils.models.experts import feed_forward_inputs
 from audiolm_utils.models.fbank import EAT_FBANK
@@ -133,6 +134,13 @@ def write_mixture(parts: Path, folder: Path, plan: MoEPlan) -> Path:
     to_moe(llm, plan, feed_forward_inputs(llm, [text_batch()])).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def write_cut(parts: Path, folder: Path, layers: Sequence[int]) -> Path:
+    """Write some layers of the tiny Llama in `parts/text` as an LLM of its own, with its tokenizer."""
+    keep_layers(LlamaForCausalLM.from_pretrained(parts / "text"), layers).save_pretrained(folder / "cut")
+    make_tokenizer().save_pretrained(folder / "cut")
+    return folder / "cut"
 
 
 def write_audio_model(folder: Path, kind: str) -> Path:

@@ -231,8 +231,8 @@ def nf4_bytes(weights: int) -> int:
 
 
 def int8_bytes(layer: nn.Linear) -> int:
-    """Bytes of one linear layer's weights in 8 bits, with a float64 scale for each output."""
-    return layer.weight.numel() + 8 * layer.out_features
+    """Bytes of one linear layer's weights in 8 bits, with a float32 scale for each output."""
+    return layer.weight.numel() + 4 * layer.out_features
 
 
 @lru_cache(maxsize=64)

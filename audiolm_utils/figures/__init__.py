@@ -13,6 +13,7 @@ from audiolm_utils.figures import (
     final,
     llm,
     moe,
+    on_device,
     patches,
     quickstart,
     timeline,
@@ -33,6 +34,7 @@ MODULES = (
     augmentation,
     training,
     final,
+    on_device,
 )
 GENERATORS = tuple(module.generate for module in MODULES)
 

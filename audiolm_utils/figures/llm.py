@@ -169,7 +169,7 @@ def loss_curves(families: Mapping[str, Mapping[str, Curves]]) -> Figure:
         ax.set(title=title, xlabel="step")
     axes[0][0].set(ylabel="training loss", ylim=(0, None))
     known = {name: line for ax in axes[0] for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=len(known))
+    figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=min(3, len(known)))
     return figure
 
 

@@ -18,7 +18,8 @@ from audiolm_utils.study.results import RESULTS
 FINAL, CHOICES = "pocket/final.json", "pocket/training-choices.json"
 WHOLE, CUT, BASE = "whole LLM, LoRA", "20 of 30 layers, QLoRA", "whole LLM, LoRA on attention alone"
 OF_LADDER = {"30 layers": WHOLE, "20 layers, NF4": CUT}
-OF_FINAL = {"ours": WHOLE, "study-final": CUT, "base": BASE}
+OURS = "20 of 30 layers, LoRA"
+OF_FINAL = {"base": BASE, "study-final": CUT, "ours": OURS}
 STAGES = {"stage1": "final recipes, stage 1", "stage2": "final recipes, stage 2"}
 ABOUT = {  # panels of the choices: title, arms beside the first
     "precision": ("autocast to bfloat16", "bfloat16 weights"),

@@ -7,7 +7,6 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,15 @@ from transformers import PreTrainedModel
 
 from audiolm_utils.models.cpu_experts import lay_out_experts
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
-from audiolm_utils.models.precision import Int8Embedding, cast, is_int8, quantise, require_cpu
+from audiolm_utils.models.precision import (
+    DTYPES,
+    Int8Embedding,
+    cast,
+    fast_encoder_precision,
+    is_int8,
+    quantise,
+    require_cpu,
+)
 
 PRECISIONS = ("fp32", "int8")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -83,8 +90,8 @@ def lay_out_for_decoding(module: nn.Module) -> None:
 def llm_to_int8(llm: PreTrainedModel) -> None:
     """Bring a causal LLM on a CPU to 8 bits, in place: its linear layers, output layer and embedding table.
 
-    Adapters are folded and each float weight is let go before the next one is touched. A tied output layer keeps an
-    8-bit copy of its own, see [`Int8Embedding`]. Experts, norms and an embedding of another class than torch's stay as
+    Adapters are folded and each float weight is let go before the next one is touched. A table that is tied to the
+    output layer stays so: both share 8-bit rows. Experts, norms and an embedding of another class than torch's stay as
     they are. Raises ValueError where the LLM is in 8 or 4 bits already, or not on a CPU.
     """
     if is_int8(llm) or getattr(llm.config, "quantization_config", None) is not None:
@@ -93,12 +100,13 @@ def llm_to_int8(llm: PreTrainedModel) -> None:
             "load the model with llm_precision 'fp32' or 'bf16' to prepare it in int8"
         )
     require_cpu(llm)
-    in_8_bits = partial(quantise, per_row=True)
-    fold_adapters(llm, in_8_bits)
-    in_8_bits(llm)
-    if type(llm.get_input_embeddings()) is nn.Embedding:
-        llm.set_input_embeddings(Int8Embedding(llm.get_input_embeddings()))
-        llm.config.tie_word_embeddings = False  # nothing is shared any more
+    table = llm.get_input_embeddings()
+    tied = table.weight is getattr(llm.get_output_embeddings(), "weight", None)
+    fold_adapters(llm, quantise)
+    quantise(llm)
+    if type(table) is nn.Embedding:
+        llm.set_input_embeddings(Int8Embedding(llm.get_output_embeddings() if tied else table))
+        llm.config.tie_word_embeddings = False  # neither has a `weight` that transformers could tie
     llm.float()
 
 
@@ -109,8 +117,8 @@ def prepare_for_inference(model: AudioLMForConditionalGeneration, precision: str
 
     Args:
         model: loaded, on a CPU for "int8".
-        precision: "fp32" keeps the weights' own type. "int8": 8 bits for both encoders, and the LLM as [`llm_to_int8`]
-            has it; connector, CTC head and convolutions stay in float32.
+        precision: "fp32" keeps the weights' own type. "int8": the LLM as [`llm_to_int8`] has it, both encoders in
+            [`fast_encoder_precision`]; where that is "bf16" the projector too, else this and the CTC head in float32.
 
     Raises:
         ValueError: the precision is another, or the model cannot be brought to int8.
@@ -121,11 +129,14 @@ def prepare_for_inference(model: AudioLMForConditionalGeneration, precision: str
         require_cpu(model)
         with memory_given_back():
             llm_to_int8(model.language_model)
+            heard = fast_encoder_precision()
             for encoder in (model.speech_encoder, model.audio_encoder):
                 if encoder is not None and not is_int8(encoder):
                     fold_adapters(encoder)
-                    cast(encoder, "int8", per_row=True)
-            model.float()
+                    cast(encoder, heard)
+            model.projector.to(DTYPES[heard])
+            if model.ctc is not None:
+                model.ctc.float()
             lay_out_for_decoding(model)
     else:
         fold_adapters(model)
@@ -135,11 +146,7 @@ def prepare_for_inference(model: AudioLMForConditionalGeneration, precision: str
 
 @contextmanager
 def memory_given_back() -> Iterator[None]:
-    """Let what is freed in here go back to the system at once, where glibc would keep it for the next tensor.
-
-    Packed weights are padded to 512 inputs; in memory of their own the pages of the padding are never touched and cost
-    nothing, in memory that held float weights before they do.
-    """
+    """Let what is freed in here go back to the system at once, where glibc would keep it for the next tensor."""
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
         yield

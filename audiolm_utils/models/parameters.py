@@ -48,11 +48,11 @@ def parameter_report(model: nn.Module) -> ParameterReport:
         part = parts[_part(name)]
         part[0] += count
         part[1] += count * parameter.requires_grad
+    heads = {id(module.rows) for module in model.modules() if isinstance(module, Int8Linear)}
     for name, module in model.named_modules():
         if isinstance(module, Int8Linear):
-            bias = module.get_extra_state()[2:]
-            parts[_part(name)][0] += module.in_features * module.out_features + sum(b.numel() for b in bias)
-        elif isinstance(module, Int8Embedding):
+            parts[_part(name)][0] += module.rows.numel() + (0 if module.bias is None else module.bias.numel())
+        elif isinstance(module, Int8Embedding) and id(module.rows) not in heads:
             parts[_part(name)][0] += module.num_embeddings * module.embedding_dim
     return ParameterReport({name: (total, trainable) for name, (total, trainable) in parts.items()})
 

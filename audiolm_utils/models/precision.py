@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 INT8_MAX = 127
-INPUT_MAX = 255
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -19,53 +18,40 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class Int8Linear(nn.Module):
     """A linear layer with 8-bit weights, one scale an output, whose inputs are quantised as they come (CPU only).
 
-    Inputs float32 (..., in_features), outputs float32 (..., out_features), no gradient. Inputs share one scale a call,
-    so a clip's features depend a little on its batch, and use 7 of their 8 bits: without VNNI a processor adds two
-    products in 16 bits, which would saturate.
+    Inputs float32 (..., in_features), outputs float32 (..., out_features), no gradient. Each row (in_features,) of the
+    inputs has its own scale, so its outputs are those that it would have alone. LLMs need it, some of whose tokens are
+    far larger than the rest (Sun et al. 2024, "Massive activations in large language models"). Products are added up
+    in 32 bits, by oneDNN where torch has it: a processor with AMX does several times as many a second as in float32.
+
+    The weights stay as they are, row by row, so an embedding table can share them, see [`Int8Embedding`].
 
     Args:
         linear: the layer; its weights are copied.
-        per_row: a scale for each row (in_features,) of the inputs, whose outputs are then those that it would have
-            alone, and all 8 bits where the processor has VNNI. LLMs need it, some of whose tokens are far larger than
-            the rest (Sun et al. 2024, "Massive activations in large language models").
     """
 
-    _sums: torch.Tensor
-    _bias: torch.Tensor | None
+    rows: torch.Tensor
+    scales: torch.Tensor
+    bias: torch.Tensor | None
 
-    def __init__(self, linear: nn.Linear, *, per_row: bool = False) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.per_row = linear.in_features, linear.out_features, per_row
-        quantised = _quantise_rows(linear.weight)
-        bias = None if linear.bias is None else linear.bias.detach().float()
-        self._packed = torch.ops.quantized.linear_prepack(quantised, bias)
-        if per_row:
-            sums = _product(torch.ones(1, self.in_features), self._packed)[0]
-            self.register_buffer("_sums", sums if bias is None else sums - bias)
-            self.register_buffer("_bias", bias, persistent=False)  # the packed one is in the state
-            self._input_max = input_max()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        rows, scales = _quantise_rows(linear.weight)
+        self.register_buffer("rows", rows)
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
+        self._input_max = input_max()
 
+    @torch.no_grad()
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Apply the layer to float32 (..., in_features)."""
-        if not self.per_row:
-            return torch.ops.quantized.linear_dynamic(inputs, self._packed, reduce_range=True)
-        if inputs.numel() == self.in_features:  # the same in one call
-            reduced = self._input_max < INPUT_MAX
-            return torch.ops.quantized.linear_dynamic(inputs, self._packed, reduce_range=reduced)
-        low, high = inputs.aminmax(dim=-1, keepdim=True)
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        steps = ((high - low) / self._input_max).clamp(min=1e-12)
-        zeros = (low / -steps).round()
-        outputs = _product((inputs / steps).round_().add_(zeros), self._packed)
-        if self._bias is None:
-            return outputs.sub_(zeros * self._sums).mul_(steps)
-        return outputs.sub_(zeros * self._sums + self._bias).mul_(steps).add_(self._bias)
-
-    def get_extra_state(self) -> tuple[torch.Tensor, ...]:
-        """Return int8 weight (out, in), float64 scales (out,) and float32 bias (out,), if any, for the state dict."""
-        weight, bias = torch.ops.quantized.linear_unpack(self._packed)
-        state = (weight.int_repr(), weight.q_per_channel_scales())
-        return state if bias is None else (*state, bias)
+        rows = inputs.reshape(-1, self.in_features)
+        largest = rows.abs().amax(-1, keepdim=True).clamp_(min=1e-12)
+        codes = (rows * (self._input_max / largest)).round_().to(torch.int8)
+        outputs = torch._int_mm(codes, self.rows.t()).float().mul_(largest / self._input_max).mul_(self.scales)
+        if self.bias is not None:
+            outputs.add_(self.bias)
+        return outputs.view(*inputs.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Return the sizes, as a linear layer prints them."""
@@ -75,19 +61,24 @@ class Int8Linear(nn.Module):
 class Int8Embedding(nn.Module):
     """An embedding table with 8-bit rows, one scale a row; rows are brought to float32 as they are looked up.
 
-    It has no `weight`: rows are got by calling it with token ids, or as `table[ids]`. torch packs an output layer's
-    weights in blocks that no row can be read from, so a tied output layer, an [`Int8Linear`], keeps a copy of its own.
+    It has no `weight`: rows are got by calling it with token ids, or as `table[ids]`.
+
+    Args:
+        embedding: the table, whose weights are copied; or the output layer tied to it, whose weights are shared.
     """
 
     rows: torch.Tensor
     scales: torch.Tensor
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding | Int8Linear) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        quantised = _quantise_rows(embedding.weight)
-        self.register_buffer("rows", quantised.int_repr())
-        self.register_buffer("scales", quantised.q_per_channel_scales().float())
+        if isinstance(embedding, Int8Linear):
+            rows, scales = embedding.rows, embedding.scales
+        else:
+            rows, scales = _quantise_rows(embedding.weight)
+        self.num_embeddings, self.embedding_dim = rows.shape
+        self.register_buffer("rows", rows)
+        self.register_buffer("scales", scales)
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Look up int64 token ids (...): float32 (..., embedding_dim)."""
@@ -102,14 +93,13 @@ class Int8Embedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
-def cast(module: ModuleT, precision: str, *, per_row: bool = False) -> ModuleT:
+def cast(module: ModuleT, precision: str) -> ModuleT:
     """Bring a frozen encoder to a precision, in place, and return it.
 
     Args:
         module: any module that brings its inputs to the dtype of its own weights, such as our encoders.
         precision: "fp32", "fp16", "bf16", or "int8": 8-bit weights of all linear layers, the rest in float32.
-            An int8 module is for inference on the CPU; its state dict tells its size and cannot be loaded.
-        per_row: with int8, see [`Int8Linear`].
+            An int8 module is for inference on the CPU.
 
     Raises:
         ValueError: the precision is unknown, the module is int8 already, or int8 is asked off the CPU.
@@ -123,23 +113,33 @@ def cast(module: ModuleT, precision: str, *, per_row: bool = False) -> ModuleT:
     if precision == "int8":
         require_cpu(module)
         module.to(torch.float32)
-        return quantise(module, per_row=per_row)  # type: ignore[return-value]
+        return quantise(module)  # type: ignore[return-value]
     return module.to(DTYPES[precision])
 
 
 @cache
 def input_max() -> int:
-    """The largest input code whose products this machine adds without saturating: 255, or 127 where it has no VNNI."""
-    layer = nn.Linear(64, 64, bias=False)
-    nn.init.ones_(layer.weight)
-    packed = torch.ops.quantized.linear_prepack(_quantise_rows(layer.weight), None)
-    codes = torch.full((2, 64), float(INPUT_MAX))
-    return INPUT_MAX if torch.allclose(_product(codes, packed), codes.sum(1, keepdim=True)) else INPUT_MAX // 2
+    """The largest input code whose products this machine adds without saturating: 127, or 63 where it cannot.
+
+    Without VNNI a processor adds two products in 16 bits.
+    """
+    codes = torch.full((32, 64), INT8_MAX, dtype=torch.int8)
+    exact = bool((torch._int_mm(codes, codes.t()) == 64 * INT8_MAX**2).all())
+    return INT8_MAX if exact else INT8_MAX // 2
 
 
-def _product(codes: torch.Tensor, packed: torch.ScriptObject) -> torch.Tensor:
-    """Outputs of packed weights for inputs that are codes already: whole numbers from 0 to 255, as float32."""
-    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(codes, 1.0, 0, packed)
+def fast_encoder_precision() -> str:
+    """What encoders take least time in here: "bf16" on a CPU that multiplies matrices of it (AMX), else "int8"."""
+    return "bf16" if "amx_bf16" in _cpu_flags() else "int8"
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def is_int8(module: nn.Module) -> bool:
@@ -154,20 +154,18 @@ def require_cpu(module: nn.Module) -> None:
         raise ValueError(f"int8 runs on the CPU only and the module is on {sorted(devices)}; move it: .to('cpu')")
 
 
-def quantise(module: nn.Module, *, per_row: bool = False) -> nn.Module:
+def quantise(module: nn.Module) -> nn.Module:
     """Bring the linear layers in a module to [`Int8Linear`] one by one, in place; returns it, or what replaces it."""
     if type(module) is nn.Linear:  # not its subclasses: what owns one may read its weight
-        return Int8Linear(module, per_row=per_row)
+        return Int8Linear(module)
     for name, child in module.named_children():
-        setattr(module, name, quantise(child, per_row=per_row))
+        setattr(module, name, quantise(child))
     return module
 
 
-def _quantise_rows(weight: torch.Tensor) -> torch.Tensor:
-    """A weight (out, in) as torch's quantised tensor, int8 with a float64 scale for each of its rows."""
+def _quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight (out, in) as int8, and the float32 scale (out,) of each of its rows."""
     weight = weight.detach().float()
     low, high = weight.aminmax(dim=1)
-    scales = torch.maximum(high, -low).clamp(min=1e-8).double() / INT8_MAX
-    with warnings.catch_warnings():  # torch 2.13 announces an end of its quantised tensors, but no other kernel
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.quantize_per_channel(weight, scales, torch.zeros_like(scales).long(), 0, torch.qint8)
+    scales = torch.maximum(high, -low).clamp(min=1e-8) / INT8_MAX
+    return (weight / scales[:, None]).round_().to(torch.int8), scales

@@ -110,7 +110,9 @@ def train_final(
     known, training = None, data.training
     if recipe.hints:
         heard = encode_items(model, processor, data.alignment, cache_dir(), cache_dir() / "features", autocast=True)
-        known = neighbours(data.alignment, [heard[item.id] for item in data.alignment])
+        said = {item.path: item.text for item in training if item.task == "audiocaption"}
+        clips = [item if item.task == "asr" else replace(item, text=said[item.path]) for item in data.alignment]
+        known = neighbours(clips, [heard[item.id] for item in clips])
         training = hinted_apart(training, data.alignment, known, (model, processor))
     rows = []
     for n, stage in enumerate(recipe.stages):

@@ -52,8 +52,8 @@ class FullSize:
         self.connector = random_weights(partial(sizes.connector, design.audio, design.llm, mode))
         self.llm = random_weights(partial(sizes.language_model, design.llm))
         if int8:
-            cast(self.speech, "int8", per_row=True)
-            cast(self.audio, "int8", per_row=True)
+            cast(self.speech, "int8")
+            cast(self.audio, "int8")
             llm_to_int8(self.llm)
         self.prompt = torch.zeros(1, sizes.prompt_tokens, dtype=torch.long)
 

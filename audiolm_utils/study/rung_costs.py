@@ -14,7 +14,12 @@ from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.evaluation.evaluate import answer_clips
 from audiolm_utils.evaluation.profiling import Timing, measure_together, peak_memory_bytes, weights_bytes
 from audiolm_utils.evaluation.roofline import measure_device
-from audiolm_utils.models.folding import fold_adapters, lay_out_for_decoding, prepare_for_inference
+from audiolm_utils.models.folding import (
+    fold_adapters,
+    lay_out_for_decoding,
+    memory_given_back,
+    prepare_for_inference,
+)
 from audiolm_utils.models.precision import Int8Embedding
 from audiolm_utils.study.measure import Model, load_folder, timing_clip
 
@@ -32,8 +37,9 @@ FURTHER_WAYS: dict[str, tuple[Callable[[Any], Any], ...]] = {
 def load_in_a_way(folder: Path, way: str = "folded, by columns") -> Model:
     """A saved model prepared in one of `WAYS` or `FURTHER_WAYS`."""
     model, processor = load_folder(folder)
-    for prepare in (WAYS | FURTHER_WAYS)[way]:
-        prepare(model)
+    with memory_given_back():
+        for prepare in (WAYS | FURTHER_WAYS)[way]:
+            prepare(model)
     return model, processor
 
 
@@ -72,7 +78,9 @@ def measure_costs(
         row: dict[str, Any] = {"model": name, "way": way}
         row |= {part: times[name, way, part].summary() for part in ("ttft_s", "encoder_s", "prefill_s")}
         table = model.language_model.get_input_embeddings()
-        read = llm - (weights_bytes(table) if isinstance(table, Int8Embedding) else 0)  # beside the output layer's own
+        head = model.language_model.get_output_embeddings()
+        apart = isinstance(table, Int8Embedding) and table.rows is not getattr(head, "rows", None)
+        read = llm - (weights_bytes(table) if apart else 0)  # of a table apart a token reads one row
         row |= {"tpot_s": token.summary(), "llm_bytes": llm, "own_share": round(read / reading / token.median, 3)}
         row["weights_bytes"] = weights_bytes(model)
         rows.append(row)

@@ -9,7 +9,7 @@ import pytest
 
 from audiolm_utils.figures import training
 from audiolm_utils.figures.llm import loss_curves
-from audiolm_utils.figures.training import ABOUT, BASE, CUT, SMOOTH, WHOLE, choices, gradient_norms, stage_curves
+from audiolm_utils.figures.training import ABOUT, BASE, CUT, OURS, SMOOTH, WHOLE, choices, gradient_norms, stage_curves
 from audiolm_utils.study.final_recipes import FINAL_RECIPES, STAGE1, STAGE2
 from audiolm_utils.study.ladder import RUNGS
 from audiolm_utils.study.training_choices import ARMS
@@ -57,7 +57,7 @@ def test_llms_stand_in_panels_by_experiment_and_stage():
     assert list(alone) == ["ladder, on audio"] and list(alone["ladder, on audio"]) == [WHOLE, CUT]
     assert [curve[-1][1] for curve in alone["ladder, on audio"][WHOLE]] == [1.0, 1.5]
     assert [len(curves) for lines in beside.values() for curves in lines.values()] == [2] * 8
-    assert [beside["final recipes, stage 2"][name][0][-1] for name in (BASE, CUT, WHOLE)] == [
+    assert [beside["final recipes, stage 2"][name][0][-1] for name in (BASE, CUT, OURS)] == [
         [50, 0.5],
         [50, 1.0],
         [50, 1.5],

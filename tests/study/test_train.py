@@ -138,6 +138,8 @@ def test_autocast_ends_with_its_stage(recipe, items, tmp_path):
     train_stage(recipe, cast, model, processor, items, tmp_path / "cast", **QUIET)
     assert "forward" not in vars(model) or not hasattr(model.forward, "__wrapped__")  # as accelerate leaves it
     assert {name: weight.dtype for name, weight in model.named_parameters()} == before
+    speak = replace(SPEAK, autocast=True)  # fails where the stage behind has no autocast for its bfloat16 matrices
+    assert train_stage(recipe, speak, model, processor, items, tmp_path / "speak", **QUIET)["steps"] == speak.steps
 
 
 def test_a_language_stage_from_audio_trains_both_adapters(recipe, items, tmp_path):

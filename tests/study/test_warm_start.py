@@ -5,7 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from audiolm_utils.models.cut import keep_layers
+from audiolm_utils.models.llm import load_llm
 from audiolm_utils.models.projector import ProjectorConfig
+from audiolm_utils.models.weights import DerivedWeights
 from audiolm_utils.study import warm_start
 from audiolm_utils.study.recipe import Stage
 from audiolm_utils.study.train import build_model
@@ -64,6 +67,20 @@ def test_another_llm_is_refused_by_name(shipped, parts, tmp_path):
     other, _ = wider(dataclasses.replace(recipe, text_model=str(folder)), parts, items, [])
     with pytest.raises(ValueError, match=r"shipped was trained with text_model=.*cannot start a model with .*other"):
         start_from(other, "shipped")
+
+
+def test_a_cut_llm_takes_over_the_adapters_of_the_layers_it_kept(shipped, parts, tmp_path, monkeypatch):
+    recipe, model, _, items = shipped
+    whole = load_llm(recipe.text_model)
+    last = whole.config.num_hidden_layers - 1
+    cut = str(tiny.write_cut(parts, tmp_path, [last]))
+    monkeypatch.setitem(warm_start.DERIVED, cut, DerivedWeights(recipe.text_model, keep_layers, {"layers": [last]}))
+    other, _ = build_model(dataclasses.replace(recipe, text_model=cut), items)
+    start_from(other, "shipped")
+    theirs = model.own_state_dict()
+    lora = {n: t for n, t in other.own_state_dict().items() if n.startswith("language_model.") and "lora_" in n}
+    assert lora and last > 0
+    assert all(torch.equal(t, theirs[n.replace(".layers.0.", f".layers.{last}.")]) for n, t in lora.items())
 
 
 def test_another_shape_is_named(shipped, parts):
