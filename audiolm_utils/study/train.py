@@ -194,7 +194,7 @@ def fit_stage(
     with frozen_in_bfloat16(model.language_model) if stage.autocast else nullcontext():
         trainer.train(resume_from_checkpoint=last)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # autocast would stay around later stages' forward
-    vars(model).pop("_is_accelerate_prepared", None)  # or the next stage would have none, whatever it asks for
+    model.__dict__.pop("_is_accelerate_prepared", None)  # or the next stage would have none, whatever it asks for
     losses = [row for row in trainer.state.log_history if "loss" in row]
     row = {
         "name": stage.name,
