@@ -13,6 +13,7 @@ def row() -> dict:
     """Four engines whose numbers are 1 to 4 in place."""
     names = [(e, p) for p in ("fp32", "int8") for e in ("torch", "onnxruntime")]
     return {
+        "recipe": "on-device",
         "parity": [
             {"engine": e, "precision": p, "task": "asr", "n": 50, "same_tokens": 50, "wer": 0.1 * n}
             for n, (e, p) in enumerate(names, 1)

@@ -20,8 +20,9 @@ from tests.study.conftest import QUIET
 
 def test_all_are_trained_for_as_long_on_the_same_tasks():
     for recipe in FINAL_RECIPES.values():
-        assert [stage.minutes for stage in recipe.stages] == list(MINUTES.values())
-        assert [stage.tasks for stage in recipe.stages] == [stage.tasks for stage in BASE.stages]
+        assert sum(stage.minutes for stage in recipe.stages) == sum(MINUTES.values())
+        spoken = [stage.tasks for stage in recipe.stages if stage.objective == "lm"]
+        assert spoken == [stage.tasks for stage in BASE.stages if stage.objective == "lm"]
         assert INFERENCE[recipe.name] in WAYS | FURTHER_WAYS
     assert BASE.pad_to_30s and STUDY_FINAL.pad_to_30s and not OURS.pad_to_30s
     assert STUDY_FINAL.llm_precision == "nf4" and BASE.llm_precision == "fp32"
