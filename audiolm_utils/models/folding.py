@@ -129,12 +129,12 @@ def prepare_for_inference(model: AudioLMForConditionalGeneration, precision: str
         require_cpu(model)
         with memory_given_back():
             llm_to_int8(model.language_model)
-            heard = fast_encoder_precision()
+            precision_of_encoders = fast_encoder_precision()
             for encoder in (model.speech_encoder, model.audio_encoder):
                 if encoder is not None and not is_int8(encoder):
                     fold_adapters(encoder)
-                    cast(encoder, heard)
-            model.projector.to(DTYPES[heard])
+                    cast(encoder, precision_of_encoders)
+            model.projector.to(DTYPES[precision_of_encoders])
             if model.ctc is not None:
                 model.ctc.float()
             lay_out_for_decoding(model)

@@ -192,13 +192,15 @@ def test_int8_stays_as_it_is_when_weights_are_tied_anew(parts, batch):
 
 
 @torch.no_grad()
-def test_an_encoder_that_is_int8_stays_so_beside_an_llm_in_bfloat16(parts, batch):
+@pytest.mark.parametrize("heard", ["int8", "bf16"])
+def test_an_encoder_that_is_int8_stays_so_beside_an_llm_in_bfloat16(parts, batch, monkeypatch, heard):
+    monkeypatch.setattr(folding, "fast_encoder_precision", lambda: heard)
     model, _ = tiny.build(parts, encoder_precision="int8", llm_precision="bf16", lora=tiny.LORA)
     before = model(**batch).logits
     prepare_for_inference(model, "int8")
-    assert {p.dtype for part in (model.language_model, model.speech_encoder) for p in part.parameters()} == {
-        torch.float32
-    }
+    types = {name: p.dtype for name, p in model.named_parameters()}
+    assert {types.pop(name) for name in list(types) if name.startswith("projector.")} == {DTYPES[heard]}
+    assert set(types.values()) == {torch.float32}
     assert cosine(model(**batch).logits, before) > 0.98
 
 

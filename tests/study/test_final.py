@@ -19,6 +19,11 @@ from tests.study.conftest import QUIET
 
 
 def test_all_are_trained_for_as_long_on_the_same_tasks():
+    for recipe in (BASE, STUDY_FINAL):
+        assert [stage.minutes for stage in recipe.stages] == list(MINUTES.values())
+        assert [stage.tasks for stage in recipe.stages] == [stage.tasks for stage in BASE.stages]
+    align, stage1, stage2 = MINUTES.values()
+    assert [stage.minutes for stage in OURS.stages] == [align + stage1, stage2]  # it begins aligned
     for recipe in FINAL_RECIPES.values():
         assert sum(stage.minutes for stage in recipe.stages) == sum(MINUTES.values())
         spoken = [stage.tasks for stage in recipe.stages if stage.objective == "lm"]
