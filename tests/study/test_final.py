@@ -78,6 +78,16 @@ def test_a_recipe_with_hints_ships_what_they_come_from(recipe, lessons, tmp_path
     assert {item.hint for item in asked if item.task == "asr"} == {None}
 
 
+def test_hints_are_in_the_words_of_training_captions(recipe, lessons, tmp_path, monkeypatch):
+    monkeypatch.setattr(final, "FINAL_RECIPES", {"ours": dataclasses.replace(recipe[0], hints=True)})
+    heard = dataclasses.replace(lessons.alignment[0], task="audiocaption", text="a fox barking")  # as CTC reads it
+    caption = dataclasses.replace(heard, text="a fox barks")
+    data = dataclasses.replace(lessons, alignment=[*lessons.alignment[1:], heard], training=[caption])
+    run_final("ours", 0, data, **QUIET)
+    known = Neighbours.load(tmp_path / "adapters" / "ours")
+    assert known.texts == [SPEECH] * (len(lessons.alignment) - 1) + ["a fox barks"]
+
+
 def test_another_seed_is_trained_apart_and_not_shipped(recipe, lessons, tmp_path):
     run_final("ours", 1, lessons, **QUIET)
     assert not (tmp_path / "adapters" / "ours").exists()
