@@ -73,7 +73,7 @@ def numbers(name: str, task: str, heard: Heard, duration_s: float) -> str:
         lines.append(f"first token after {first:.2f} s; {heard.tokens} token{'s' if further else ''}{pace}")
         lines.append(f"{sum(seconds.values()):.2f} s in all for {duration_s:.2f} s of sound")
     if heard.hint:
-        lines.append(f"hint, from the nearest training clip: {heard.hint}")
+        lines.append(f"hint, from the nearest training clips: {heard.hint}")
     return "\n".join(lines)
 
 

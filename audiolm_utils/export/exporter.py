@@ -50,6 +50,7 @@ def export_model(
     ctc_decode_weight: float = 0.0,
     neighbours: Neighbours | None = None,
     hinted: Collection[str] = (),
+    agreed: Collection[str] = (),
 ) -> None:
     """Write a model for devices without PyTorch; its adapters are folded on the way, in place.
 
@@ -58,7 +59,7 @@ def export_model(
         folder: made where absent; a model that is there is written over.
         int8: round the weights of matrix products to 8 bits, `BLOCK_SIZE` of them with one scale.
         ctc_decode_weight: of CTC in a transcript's decoding, see [`CTCLogitsProcessor`].
-        neighbours: what hints come from, for the tasks `hinted`.
+        neighbours: what hints come from, for the tasks `hinted`; and what agrees on answers to the tasks `agreed`.
 
     Raises:
         ValueError: the model has a legacy projector, weights in 8 or 4 bits, or an encoder that cannot be exported.
@@ -66,6 +67,7 @@ def export_model(
     _check(model)
     config = _config(model, processor) | {"precision": "int8" if int8 else "fp32"}
     config |= {"ctc_decode_weight": ctc_decode_weight, "hinted": list(hinted) if neighbours is not None else []}
+    config["agreed"] = list(agreed) if neighbours is not None else []
     fold_adapters(model)
     model.float().eval()
     folder.mkdir(parents=True, exist_ok=True)

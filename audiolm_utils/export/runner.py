@@ -68,7 +68,7 @@ class Runner:
             question: for "QA".
 
         Returns:
-            answer; and hint, what the nearest training clip is said to be, where the model was told.
+            answer; and hint, what the nearest training clips are said to be, where the model was told.
 
         Raises:
             ValueError: the clip or the task cannot be used, or the task is "QA" and there is no question.
@@ -76,12 +76,15 @@ class Runner:
         features = self.encode(clip)
         hint = self.hint(features, task)
         ids = list(self._generate(clip, features, self.prompt(task, question, hint), task))
-        return {"answer": self.text(ids)} | ({"hint": hint} if hint else {})
+        answer = self.text(ids)
+        if self.known is not None and task in self.config["agreed"]:
+            answer = self.known.agreed([features], [answer])[0]
+        return {"answer": answer} | ({"hint": hint} if hint else {})
 
     def token_ids(
         self, clip: np.ndarray, task: str = "asr", question: str | None = None, limit: int | None = None
     ) -> list[int]:
-        """The tokens of a call's answer, its end token too, or the first `limit` of them."""
+        """The tokens that a call generates, the end token too, or the first `limit` of them."""
         features = self.encode(clip)
         instruction = self.prompt(task, question, self.hint(features, task))
         return list(islice(self._generate(clip, features, instruction, task), limit))
@@ -109,10 +112,10 @@ class Runner:
         return outputs[0], outputs[1] if len(outputs) > 1 else None
 
     def hint(self, features: np.ndarray, task: str) -> str | None:
-        """What the nearest known clip is said to be, where the task has hints."""
+        """What the nearest known clips are said to be, where the task has hints."""
         if self.known is None or task not in self.config["hinted"]:
             return None
-        return self.known.texts[self.known.nearest([features])[0]]
+        return self.known.told([features])[0]
 
     def prompt(self, task: str, question: str | None = None, hint: str | None = None) -> str:
         """The instruction of a task; errors as in a call."""
@@ -149,7 +152,7 @@ class Runner:
             embeds = self._embed([token])[None]
 
     def text(self, ids: list[int]) -> str:
-        """The answer in its tokens, without special tokens and without any thought."""
+        """What generated tokens say, without special tokens and without any thought."""
         return read_answer(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _prompt_embeds(self, instruction: str, inputs: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The captions of training clips that sound alike, as a hint in a prompt (RECAP, Ghosh et al. 2024, arXiv 2309.09836).
 
 A clip is the mean and the deviation of its encoder features over time. Encoders are run anyway, so a hint costs one
-product of a vector with a small table.
+product of a vector with a small table, and a vote of the clips nearest to it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from audiolm_utils.data.cache import atomic_path
+from audiolm_utils.models.consensus import Consensus
 
 FILE = "neighbours.safetensors"
-DIMS = 256
+DIMS = 768  # at most; as many as there are was best, by the validation split
+VOTERS, TEMPERATURE = 8, 0.1  # texts that are asked, and how far below the nearest one's cosine a vote counts 1 / e
+OWN_VOTE = 0.5  # of a model's own words, where the nearest text has 1
 LEAST = 1e-3  # of the deviation of the first direction; what varies less is rounding
 
 
@@ -42,6 +45,7 @@ class Neighbours:
             raise ValueError(f"{len(vectors)} known clips and {len(texts)} texts: give each clip its text")
         self.vectors, self.texts = vectors, list(texts)
         self.centre, self.scale, self.basis = centre, scale, basis
+        self._agreed = Consensus(texts)
 
     @classmethod
     def of(cls, features: Sequence[np.ndarray], texts: Sequence[str], dims: int | None = DIMS) -> Neighbours:
@@ -67,12 +71,38 @@ class Neighbours:
         Raises:
             ValueError: none is left for some clip.
         """
+        return self._likeness(features, without).argmax(1).tolist()
+
+    def told(self, features: Sequence[np.ndarray], without: Sequence[Collection[int]] | None = None) -> list[str]:
+        """What the nearest known clips agree on, one of their texts, for each clip; arguments as in [`nearest`]."""
+        return [self._agreed(self._votes(row)) for row in self._likeness(features, without)]
+
+    def agreed(self, features: Sequence[np.ndarray], own: Sequence[str]) -> list[str]:
+        """As [`told`], but a model's own words about each clip have a vote, too, and may be what is agreed on."""
+        agreed = []
+        for row, words in zip(self._likeness(features, None), own, strict=True):
+            votes = self._votes(row)
+            agreed.append(self._agreed({**votes, words: votes.get(words, 0.0) + OWN_VOTE} if words else votes))
+        return agreed
+
+    def _votes(self, likeness: np.ndarray) -> dict[str, float]:
+        """Weights of the nearest texts to one clip, from its likeness (N,) to all known clips."""
+        nearest: dict[str, float] = {}
+        for place in np.argsort(-likeness, kind="stable"):
+            if len(nearest) == VOTERS or np.isneginf(likeness[place]):
+                break
+            nearest.setdefault(self.texts[place], float(likeness[place]))
+        most = max(nearest.values())
+        return {text: float(np.exp((value - most) / TEMPERATURE)) for text, value in nearest.items()}
+
+    def _likeness(self, features: Sequence[np.ndarray], without: Sequence[Collection[int]] | None) -> np.ndarray:
+        """Cosine of each clip to each known one, (clips, N), -inf where it does not count."""
         likeness = self._vectors(features) @ self.vectors.astype(np.float32).T
         for row, left_out in enumerate(without or ()):
             likeness[row, list(left_out)] = -np.inf
         if np.isneginf(likeness).all(1).any():
             raise ValueError(f"all {len(self.texts)} known clips are left out for some clip: know more recordings")
-        return likeness.argmax(1).tolist()
+        return likeness
 
     def _vectors(self, features: Sequence[np.ndarray]) -> np.ndarray:
         scaled = (pool(features) - self.centre.astype(np.float32)) / self.scale.astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -23,8 +24,8 @@ from audiolm_utils.data.stages import read_stage
 from audiolm_utils.evaluation.baselines import majority_answers, nearest_texts, whisper_transcripts
 from audiolm_utils.models.retrieval import Neighbours
 from audiolm_utils.study.answers import answer_features
-from audiolm_utils.study.final_recipes import FINAL_RECIPES, INFERENCE, OURS, SCENES, START, SYNTHETIC
-from audiolm_utils.study.hints import hinted, hinted_apart, neighbours
+from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, OURS, SCENES, START, SYNTHETIC
+from audiolm_utils.study.hints import CAPTIONS, hinted, hinted_apart, neighbours
 from audiolm_utils.study.lessons import RENDERED, Lessons, alignment_items
 from audiolm_utils.study.measure import Model
 from audiolm_utils.study.noise_answers import in_noise, read_out
@@ -40,7 +41,7 @@ SNR_DB = 10.0
 NOISY = ("prompts", "recordings")  # test sets that are heard in white noise, too
 TEST_TTS = 100
 RARE = ("audiocaption_v2", "gender_recognition")  # tasks with few items, which train on all of theirs
-CTC = "CTC read-out"  # of what follows in an arm's name
+CTC, OWN = "CTC read-out", "own words"  # of what follows in an arm's name
 
 
 def final_lessons() -> Lessons:
@@ -127,7 +128,8 @@ def run_final(name: str, seed: int, data: Lessons, *, fresh: bool = False, **arg
     The first seed's model is written to data/adapters.
 
     Returns:
-        training: the row of its stages; answers: by arm (the recipe, and what its CTC reads off speech) and test set.
+        training: the row of its stages; answers: by arm (the recipe, what its CTC reads off speech, its own
+            words where it agrees on a caption with like clips) and test set.
     """
     recipe = replace(FINAL_RECIPES[name], seed=seed)
     folder = run_folder(recipe, data)
@@ -151,13 +153,16 @@ def kept_answers(
     where they are there."""
     if not done.is_file():
         model = load_in_a_way(place, INFERENCE[recipe.name])
-        answers: dict[str, dict[str, list[str]]] = {recipe.name: {}, f"{recipe.name}, {CTC}": {}}
+        answers: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
         for name, items in data.tests.items():
             features = features_of(model, items)
             spoken = items[0].task == "asr"
             decoding = recipe.decoding() if spoken else {}
             asked = hinted(items, features, known) if known else items
-            answers[recipe.name][name] = answer_features(model, asked, features, **decoding)
+            said = answers[recipe.name][name] = answer_features(model, asked, features, **decoding)
+            if known and items[0].task in CAPTIONS:
+                answers[f"{recipe.name}, {OWN}"][name] = said
+                answers[recipe.name][name] = known.agreed(features, said)
             if spoken:
                 answers[f"{recipe.name}, {CTC}"][name] = read_out(model, features)
         with atomic_path(done) as partial:
@@ -187,7 +192,7 @@ def baseline_answers(data: Lessons) -> dict[str, list[str]]:
 
 
 def _baseline_answers(data: Lessons) -> dict[str, list[str]]:
-    model, processor = build_model(OURS, data.alignment)
+    model, processor = build_model(replace(OURS, audio_model=BASE.audio_model), data.alignment)  # with both encoders
     start_from(model, START[OURS.name])
     listener = (model.eval(), processor)
     sounds = [item for item in data.alignment if item.task != "asr"]

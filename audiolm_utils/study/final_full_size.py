@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {"speech": "Whisper-large-v3-turbo", "llm": "Llama-3.2-1
 DESIGNS = {  # and what Whisper and the Q-Former are given of a clip
     "base": (STUDY["base"], "padded"),
     "study-final": (Design(**SMALL, lora=QLORA), "padded"),
-    "ours": (Design(**SMALL, lora=QLORA, encoder_precision="int8"), "real length"),
+    "ours": (Design(**SMALL, audio=None, lora=QLORA, encoder_precision="int8"), "real length"),
 }
 INT8 = ("ours",)  # timed with encoders and LLM in 8 bits, all others in float32
 
@@ -48,12 +48,13 @@ class FullSize:
         self.mode, self.mel_bins = mode, SPEECH_ENCODERS[design.speech]
         self.fbank = FbankConfig(**(BeatsConfig(**sizes.beats).fbank or {}))
         self.speech = random_weights(partial(sizes.speech_encoder, design.speech))
-        self.audio = random_weights(partial(sizes.audio_encoder, design.audio or "none"))
+        self.audio = random_weights(partial(sizes.audio_encoder, design.audio)) if design.audio else None
         self.connector = random_weights(partial(sizes.connector, design.audio, design.llm, mode))
         self.llm = random_weights(partial(sizes.language_model, design.llm))
         if int8:
             cast(self.speech, "int8")
-            cast(self.audio, "int8")
+            if self.audio is not None:
+                cast(self.audio, "int8")
             llm_to_int8(self.llm)
         self.prompt = torch.zeros(1, sizes.prompt_tokens, dtype=torch.long)
 
@@ -62,16 +63,19 @@ class FullSize:
         """Logits (1, V) from float32 (samples,) at 16 kHz."""
         padded = self.mode == "padded"
         speech, lengths = self.speech(*log_mel([clip], self.mel_bins, pad_to_30s=padded), padded=padded)
-        heard = self.audio(*kaldi_fbank([clip], self.fbank))
-        joined = join_streams(speech, lengths, *heard, legacy=self.connector.config.legacy)
-        tokens, _ = self.connector(joined, lengths)
+        heard = speech
+        if self.audio is not None:
+            grid, steps = self.audio(*kaldi_fbank([clip], self.fbank))
+            heard = join_streams(speech, lengths, grid, steps, legacy=self.connector.config.legacy)
+        tokens, _ = self.connector(heard, lengths)
         embeds = torch.cat([self.llm.get_input_embeddings()(self.prompt), tokens], 1)
         read = self.llm.base_model(inputs_embeds=embeds, use_cache=True)
         return self.llm.get_output_embeddings()(read.last_hidden_state[:, -1])
 
     def weights_bytes(self) -> int:
         """Bytes of all weights as they are timed."""
-        return sum(weights_bytes(part) for part in (self.speech, self.audio, self.connector, self.llm))
+        parts = (self.speech, self.audio, self.connector, self.llm)
+        return sum(weights_bytes(part) for part in parts if part is not None)
 
 
 @dataclass(frozen=True)

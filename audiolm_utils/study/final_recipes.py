@@ -71,6 +71,7 @@ MASKED: dict[str, Any] = {"span_mask": SpanMask(2, 20, 0, 0), "views": NOISY}
 OURS = replace(
     BASE,
     name="ours",
+    audio_model=None,  # it added nothing to hints, and words are better without
     pad_to_30s=False,
     text_model=STUDY_FINAL.text_model,
     lora=lora_fields(16),

@@ -1,4 +1,4 @@
-"""Hints for questions on sounds: what the nearest training clip is said to be."""
+"""Hints for questions on sounds: what the nearest training clips are said to be."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from audiolm_utils.models.retrieval import Neighbours
 from audiolm_utils.study.measure import Model
 from audiolm_utils.training.encoding import encode_items
 
-HINTED = ("audiocaption", "audiocaption_v2", "QA")
+CAPTIONS = ("audiocaption", "audiocaption_v2")  # of which like clips and the model agree on one
+HINTED = (*CAPTIONS, "QA")
 SPEECH = "someone speaking"  # the text of every spoken clip
 
 
@@ -31,10 +32,10 @@ def hinted(
     known: Neighbours,
     without: Sequence[Sequence[int]] | None = None,
 ) -> list[AudioItem]:
-    """The items, those of `HINTED` tasks with the text of their nearest known clip as a hint."""
-    nearest = known.nearest(features, without)
-    return [replace(item, hint=known.texts[n]) if item.task in HINTED else item
-            for item, n in zip(items, nearest, strict=True)]  # fmt: skip
+    """The items, those of `HINTED` tasks with what the known clips nearest to them are said to be as a hint."""
+    told = known.told(features, without)
+    return [replace(item, hint=text) if item.task in HINTED else item
+            for item, text in zip(items, told, strict=True)]  # fmt: skip
 
 
 def hinted_apart(

@@ -21,7 +21,7 @@ from audiolm_utils.evaluation.profiling import synchronize
 from audiolm_utils.models.folding import prepare_for_inference
 from audiolm_utils.models.outputs import AudioTokens
 from audiolm_utils.models.retrieval import Neighbours
-from audiolm_utils.study.hints import HINTED
+from audiolm_utils.study.hints import CAPTIONS, HINTED
 from audiolm_utils.study.recipe import Recipe
 from audiolm_utils.study.run import ADAPTERS, DEFAULT_RECIPE, get_recipe, load_model
 
@@ -35,7 +35,7 @@ class Heard:
 
     Attributes:
         answer: so far; with beams a later one may begin otherwise.
-        hint: what the nearest training clip is said to be, where the model was told.
+        hint: what the nearest training clips are said to be, where the model was told.
         ctc: what the CTC head reads, None without a head.
         windows: start and end in seconds of each window of sound behind an audio token, and the text that CTC reads
             there; None where the LLM is not given the window, "" where CTC reads nothing and the LLM is given it.
@@ -81,25 +81,26 @@ class Listener:
             question: for "QA".
 
         Returns:
-            answer; and hint, what the nearest training clip is said to be, where the model was told.
+            answer; and hint, what the nearest training clips are said to be, where the model was told.
         """
         features = self._encode(self._heard(clip))
         hint = self._hint(features, task)
         ids = self.model.generate(**self._inputs(clip, features, task, question, hint))
-        return {"answer": self.processor.answers(ids)[0]} | ({"hint": hint} if hint else {})
+        answer = self._agreed(self.processor.answers(ids)[0], features, task)
+        return {"answer": answer} | ({"hint": hint} if hint else {})
 
     @torch.no_grad()
     def token_ids(
         self, clip: np.ndarray, task: str = "asr", question: str | None = None, limit: int | None = None
     ) -> list[int]:
-        """The tokens of a call's answer, its end token too, or the first `limit` of them."""
+        """The tokens that a call generates, the end token too, or the first `limit` of them."""
         features = self._encode(self._heard(clip))
         inputs = self._inputs(clip, features, task, question, self._hint(features, task))
         most = {"max_new_tokens": min(inputs["max_new_tokens"], limit)} if limit else {}
         return self.model.generate(**inputs | most)[0].tolist()
 
     def text(self, ids: list[int]) -> str:
-        """The answer in its tokens, without special tokens and without any thought."""
+        """What generated tokens say, without special tokens and without any thought."""
         return self.processor.answers([ids])[0]
 
     def stream(self, clip: np.ndarray, task: str = "asr", question: str | None = None) -> Iterator[Heard]:
@@ -130,7 +131,7 @@ class Listener:
         for ids, now in _steps(lambda each: self.model.generate(**inputs, stopping_criteria=[each]), device):
             answer = self.processor.answers([ids])[0]
             if now is None:
-                said = replace(said, answer=answer, done=True)
+                said = replace(said, answer=self._agreed(answer, features, task), done=True)
             else:
                 first = first if said.tokens else now
                 parts = {"prefill": max(0.0, first - before), "decode": now - first}
@@ -147,7 +148,11 @@ class Listener:
     def _hint(self, features: np.ndarray, task: str) -> str | None:
         if self.known is None or task not in HINTED:
             return None
-        return self.known.texts[self.known.nearest([features])[0]]
+        return self.known.told([features])[0]
+
+    def _agreed(self, answer: str, features: np.ndarray, task: str) -> str:
+        """Of a caption what like clips agree on with it; any other answer as it is."""
+        return self.known.agreed([features], [answer])[0] if self.known is not None and task in CAPTIONS else answer
 
     def _inputs(
         self, clip: np.ndarray, features: np.ndarray, task: str, question: str | None, hint: str | None

@@ -27,7 +27,7 @@ from audiolm_utils.export.exporter import export_model
 from audiolm_utils.export.runner import Runner
 from audiolm_utils.models.retrieval import Neighbours
 from audiolm_utils.study.final_costs import spoken_clip
-from audiolm_utils.study.hints import HINTED
+from audiolm_utils.study.hints import CAPTIONS, HINTED
 from audiolm_utils.study.listener import Listener
 from audiolm_utils.study.recipe import Recipe
 from audiolm_utils.study.results import current_row, provenance, write_result
@@ -73,7 +73,8 @@ def export_recipe(recipe: str | Recipe, folder: Path, *, int8: bool = False) -> 
     model, processor = load_model(recipe)
     known = Neighbours.load(ADAPTERS / recipe.name) if recipe.hints else None
     weight = recipe.ctc_decode_weight
-    export_model(model, processor, folder, int8=int8, ctc_decode_weight=weight, neighbours=known, hinted=HINTED)
+    told: dict[str, Any] = {"neighbours": known, "hinted": HINTED, "agreed": CAPTIONS}
+    export_model(model, processor, folder, int8=int8, ctc_decode_weight=weight, **told)
 
 
 def run_or_load_on_device(*, fresh: bool = False) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def test_numbers_say_speed_and_hint(placed):
     assert text.splitlines() == [
         "first token after 1.00 s; 9 tokens, 4.0 a second after the first",
         "3.00 s in all for 4.00 s of sound",
-        "hint, from the nearest training clip: a dog",
+        "hint, from the nearest training clips: a dog",
     ]
     assert numbers("pocket-quick", "asr", Heard(), 4.0) == ""
     one = Heard(seconds=seconds | {"decode": 0.0}, tokens=1)

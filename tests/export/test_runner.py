@@ -59,7 +59,7 @@ def test_hinted_answers_are_torchs_token_for_token(ours, clips):
     runner = Runner(folder, threads=1)
     for clip in clips[2:4]:
         features = model.encode(**processor.audio_features([clip]))[0][0].detach().numpy()
-        hint = known.texts[known.nearest([features])[0]]
+        hint = known.told([features])[0]
         for task, question in (("audiocaption", None), ("QA", "Is {hint} or {Q} a word?")):
             ids = torch_tokens(model, processor, clip, instruction_of(task, question, hint), task)
             assert runner.token_ids(clip, task, question) == ids

@@ -43,6 +43,24 @@ def test_the_answer_does_not_depend_on_who_else_is_asked(seed, size):
     assert [known.nearest([clip])[0] for clip in asked[:size]] == known.nearest(asked)[:size]
 
 
+def test_what_is_told_is_what_like_clips_agree_on():
+    places = [(9, 0), (0, 9), (8, 0), (0, 8), (8, 1), (1, 8)]
+    takes = [np.tile(np.array(place, np.float16), (3, 1)) for place in places]
+    known = Neighbours.of(takes, ["a ringing bell", "rain", "a dog barks", "rain", "the dog barks", "rain"], dims=None)
+    asked = [takes[0], takes[1]]
+    dog, rain = known.told(asked)
+    assert dog in ("a dog barks", "the dog barks") and rain == "rain"
+    assert known.told(asked, [[2, 4], []]) == ["a ringing bell", "rain"]
+    assert set(known._votes(known._likeness(asked[:1], None)[0])) == set(known.texts)  # each text once, few as they are
+
+
+def test_a_models_own_words_have_a_vote():
+    known, asked = Neighbours.of(clips(), ["a dog barks", "rain falls", "a bell", "a loud horn"]), clips(9)[:2]
+    assert known.agreed(asked, ["a dog barks", ""]) == known.told(asked)
+    assert known.agreed(asked[:1], ["a dog barks twice"]) == ["a dog barks twice"]
+    assert known.agreed(asked[:1], ["a cow"]) == ["a dog barks"]
+
+
 def test_nothing_left_is_an_error():
     with pytest.raises(ValueError, match="all 4 known clips are left out"):
         Neighbours.of(clips(), TEXTS).nearest(clips(1), [[], [0, 1, 2, 3], [], []])
@@ -57,7 +75,7 @@ def test_it_is_saved_small_and_read_as_it_was(tmp_path):
     known = Neighbours.of(clips(), TEXTS)
     known.save(tmp_path)
     read = Neighbours.load(tmp_path)
-    assert read.texts == TEXTS and read.nearest(clips(2)) == known.nearest(clips(2))
+    assert read.texts == TEXTS and read.told(clips(2)) == known.told(clips(2))
     np.testing.assert_array_equal(read.vectors, known.vectors)
     assert read.vectors.dtype == np.float16 and (tmp_path / FILE).is_file()
 
