@@ -69,20 +69,21 @@ def full_disk_named(place: Path, needed_bytes: int = 0, written: Path | None = N
 
     Args:
         place: the file or folder that is written.
-        needed_bytes: what it takes; where this is not known, the error says what there was.
+        needed_bytes: what it takes at least; where this is not known, or less than there is, the error says "more".
         written: the folder that the block fills, and that is removed behind it.
     """
     try:
         yield
-    except DiskFullError:
-        raise
     except Exception as error:
+        inside = isinstance(error, DiskFullError) and written and Path(error.filename).is_relative_to(written)
+        if isinstance(error, DiskFullError) and not inside:
+            raise
         folder = next(parent for parent in place.absolute().parents if parent.is_dir())
         free = shutil.disk_usage(folder).free
         if not _is_full(error, free):
             raise
-        free += sum(file.stat().st_size for file in written.rglob("*") if file.is_file()) if written else 0
-        needs = f"{needed_bytes:,} bytes" if needed_bytes else f"more than {free:,} bytes"
+        free += sum(512 * file.stat().st_blocks for file in written.rglob("*") if file.is_file()) if written else 0
+        needs = f"{needed_bytes:,} bytes" if needed_bytes > free else f"more than {free:,} bytes"
         number = getattr(error, "errno", None) or errno.ENOSPC
         raise DiskFullError(
             number,

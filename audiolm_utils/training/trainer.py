@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from audiolm_utils.data.cache import atomic_path, remove_partials
+from audiolm_utils.data.cache import atomic_path
 from audiolm_utils.models.outputs import AudioLMOutput
 from audiolm_utils.models.splice import IGNORE_INDEX
 from audiolm_utils.models.torch_file import named_weights, read_safetensors
@@ -211,8 +211,6 @@ class AudioLMTrainer(Trainer):
         moments = [value for kept in optimizer.state.values() for value in kept.values() if torch.is_tensor(value)]
         needed_bytes = sum(tensor.nbytes for tensor in [*self.model.own_state_dict().values(), *moments])
         final = folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if self.args.should_save:
-            remove_partials(final)
         with atomic_path(final, needed_bytes) if self.args.should_save else nullcontext() as partial:
             (self._unfinished,) = broadcast_object_list([str(partial.parent) if partial else ""])
             try:
