@@ -96,7 +96,8 @@ def full_disk_named(place: Path, needed_bytes: int = 0, written: Path | None = N
 def _is_full(error: Exception, free_bytes: int) -> bool:
     if number := getattr(error, "errno", None):
         return number in FULL
-    if "No space left" in f"{error} {getattr(error, 'stderr', '')}":  # safetensors, and programs
+    said = f"{error} {getattr(error, 'stderr', '')}"
+    if any(os.strerror(number) in said for number in FULL):  # safetensors, and programs
         return True
     return isinstance(error, OSError | RuntimeError) and free_bytes < FULL_BELOW_BYTES  # numpy, torch and soundfile
 
