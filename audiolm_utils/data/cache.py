@@ -69,7 +69,7 @@ def full_disk_named(place: Path, needed_bytes: int = 0, written: Path | None = N
 
     Args:
         place: the file or folder that is written.
-        needed_bytes: what it takes at least; where this is not known, or less than there is, the error says "more".
+        needed_bytes: what it takes, or 0; where that is not known or too low, the error says what did not suffice.
         written: the folder that the block fills, and that is removed behind it.
     """
     try:
@@ -80,11 +80,12 @@ def full_disk_named(place: Path, needed_bytes: int = 0, written: Path | None = N
             raise
         folder = next(parent for parent in place.absolute().parents if parent.is_dir())
         free = shutil.disk_usage(folder).free
-        if not _is_full(error, free):
+        if not (number := _full_errno(error, free)):
             raise
-        free += sum(512 * file.stat().st_blocks for file in written.rglob("*") if file.is_file()) if written else 0
-        needs = f"{needed_bytes:,} bytes" if needed_bytes > free else f"more than {free:,} bytes"
-        number = getattr(error, "errno", None) or errno.ENOSPC
+        held = sum(512 * file.stat().st_blocks for file in written.rglob("*") if file.is_file()) if written else 0
+        free += held
+        least = free if number == errno.ENOSPC else held
+        needs = f"{needed_bytes:,} bytes" if needed_bytes > least else f"more than {least:,} bytes"
         raise DiskFullError(
             number,
             f"{os.strerror(number)}: {place.name} needs {needs}, and {free:,} are free in {folder}. Make room there, "
@@ -93,13 +94,16 @@ def full_disk_named(place: Path, needed_bytes: int = 0, written: Path | None = N
         ) from error
 
 
-def _is_full(error: Exception, free_bytes: int) -> bool:
+def _full_errno(error: Exception, free_bytes: int) -> int:
+    """The number in `FULL` that an error means; 0 where it means something else."""
     if number := getattr(error, "errno", None):
-        return number in FULL
+        return number if number in FULL else 0
     said = f"{error} {getattr(error, 'stderr', '')}"
-    if any(os.strerror(number) in said for number in FULL):  # safetensors, and programs
-        return True
-    return isinstance(error, OSError | RuntimeError) and free_bytes < FULL_BELOW_BYTES  # numpy, torch and soundfile
+    for number in FULL:
+        if os.strerror(number) in said:  # safetensors, and programs
+            return number
+    hidden = isinstance(error, OSError | RuntimeError) and free_bytes < FULL_BELOW_BYTES  # numpy, torch and soundfile
+    return errno.ENOSPC if hidden else 0
 
 
 def remove_partials(final: Path | str) -> None:

@@ -73,8 +73,7 @@ class FeatureCache:
     def __init__(self, folder: Path | str, encoder_hash: str, *, flush_bytes: int = FLUSH_BYTES) -> None:
         if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._-]{3,127}", encoder_hash):
             raise ValueError(
-                f"encoder_hash {encoder_hash!r} cannot name a folder: give 4 to 128 letters or digits, "
-                "as module_hash does."
+                f"encoder_hash {encoder_hash!r} names no folder: give 4 to 128 letters or digits, as module_hash does."
             )
         self.folder = Path(folder) / encoder_hash
         self.encoder_hash = encoder_hash
@@ -84,7 +83,7 @@ class FeatureCache:
         self._index_path = self.folder / "index.jsonl"
         self._forget()
         self._pending: dict[str, np.ndarray] = {}
-        self._batches: list[list[str]] = []
+        self._batches: list[list[str]] = []  # the keys of what is pending
         self._pending_bytes = 0
         self._refresh()
 
@@ -100,8 +99,7 @@ class FeatureCache:
     def __getitem__(self, key: str) -> np.ndarray:
         """Return a copy of one array, float16 (frames, dim).
 
-        Raises `KeyError` where the key is absent and `StaleFeature` where its bytes are damaged; the damaged
-        entry is then absent.
+        Raises `KeyError` where the key is absent, and `StaleFeature` where its bytes are damaged: it is then absent.
         """
         if key in self._pending:
             return self._pending[key].copy()
@@ -180,9 +178,9 @@ class FeatureCache:
         for key, array in new.items():
             entries[key] = Entry(offset, len(array), _checksum(key, array))
             offset += array.nbytes
-        rows = [[{"key": key, **entries[key]._asdict()} for key in batch] for batch in batches if batch]
         lines: list[object] = [self._header(self.dim)] if self._index_end == 0 else []
-        lines += [row[0] if len(row) == 1 else row for row in rows]
+        described = [[{"key": key, **entries[key]._asdict()} for key in batch] for batch in batches if batch]
+        lines += [rows[0] if len(rows) == 1 else rows for rows in described]
         append_synced(self._data_path, self._data_end, [array.tobytes() for array in new.values()])
         text = [f"{json.dumps(line)}\n".encode() for line in lines]
         self._index_end = append_synced(self._index_path, self._index_end, text)
@@ -223,10 +221,9 @@ class FeatureCache:
         try:
             row = json.loads(line) if line.endswith(b"\n") else {}
             if self._index_end == 0:
-                if row != self._header(row["dim"]):
-                    return False
-                self.dim = row["dim"]
-                return True
+                if known := row == self._header(row["dim"]):
+                    self.dim = row["dim"]
+                return known
             entries, end = {}, self._data_end
             for part in row if isinstance(row, list) else [row]:
                 entry = Entry(int(part["offset"]), int(part["frames"]), int(part["crc32"]))

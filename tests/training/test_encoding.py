@@ -67,7 +67,7 @@ def test_encoding_that_was_broken_off_goes_on_to_the_same_bytes(parts, tmp_path,
     items = []
     for n in range(10):
         write_wav(tmp_path / f"{n}.wav", tiny.clip(0.5 + 0.21 * n, n))
-        items.append(AudioItem(id=f"clip{n}", path=f"{n}.wav", text="", task="asr", duration_s=0.5 + 0.21 * n))
+        items.append(AudioItem(id=f"clip{n}", path=f"{n}.wav", text="on", task="asr", duration_s=0.5 + 0.21 * n))
     model, processor = tiny.build(parts)
 
     def encode(folder):

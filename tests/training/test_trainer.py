@@ -42,7 +42,7 @@ class StopAt(TrainerCallback):
 
 
 def make(
-    built, data, folder, objective="lm", optimizer=None, callbacks=None, collate=None, **arguments
+    built, data, folder, objective="lm", optimizer=None, callbacks=None, collate=None, validation=None, **arguments
 ) -> AudioLMTrainer:
     """A trainer of a fresh copy of the model."""
     model = copy.deepcopy(built[0])
@@ -54,6 +54,7 @@ def make(
         args=training_arguments(folder, **{**FAST, **arguments}),
         data_collator=collate or Collator(built[1], objective),
         train_dataset=data,
+        eval_dataset=validation,
         optimizers=(sgd, None),
         callbacks=callbacks,
     )
@@ -259,8 +260,8 @@ def test_checkpoints_hold_no_pickled_arguments_and_no_secrets(built, data, tmp_p
 
 def test_the_best_checkpoint_is_found_where_it_was_moved(built, data, tmp_path):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 1}
-    trainer = make(built, data, tmp_path, "ctc", max_steps=2, save_steps=1, learning_rate=1e-2, warmup_steps=0, **best)
-    trainer.eval_dataset = data
+    fast = {"max_steps": 2, "save_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0}
+    trainer = make(built, data, tmp_path, "ctc", validation=data, **fast, **best)
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]
