@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from filelock import FileLock
 from numpy.typing import ArrayLike
 from torch import nn
 
+from audiolm_utils.data.cache import append_synced, full_disk_named
 from audiolm_utils.models.llm import effective_state
 
 FORMAT = 1
@@ -55,10 +55,11 @@ def module_hash(module: nn.Module, **settings: object) -> str:
 class FeatureCache:
     """Float16 arrays of shape (frames, dim) on disk, by key, for one encoder.
 
-    The files are `<folder>/<encoder_hash>/features.f16` and `index.jsonl`: a header, then one line for each
-    array, written after its bytes are on the disk. Arrays added since the last `flush` are held in memory
-    (16 MiB at most), all others are read from the file, so memory stays constant but for the index. Use the
-    audio's hash (`data.cache.sha256_file`) as the key: a changed file is then a missing feature.
+    The files are `<folder>/<encoder_hash>/features.f16` and `index.jsonl`: a header, then one line for each array, or
+    batch of arrays, written after its bytes are on the disk. A batch is there whole or not at all: rounding depends on
+    the batch that encodes a clip, and so what follows a crash is what would have come without it. Arrays added since
+    the last `flush` are held in memory (16 MiB at most), all others are read from the file, so memory stays constant
+    but for the index. Use the audio's hash (`data.cache.sha256_file`) as the key: a changed file is then missing.
 
     Opening reads only. What a crash left behind (a cut line, a line whose bytes are missing) is ignored, then
     cut off at the next flush. Flushes take a lock and first read what others appended, so several processes
@@ -72,8 +73,7 @@ class FeatureCache:
     def __init__(self, folder: Path | str, encoder_hash: str, *, flush_bytes: int = FLUSH_BYTES) -> None:
         if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._-]{3,127}", encoder_hash):
             raise ValueError(
-                f"encoder_hash {encoder_hash!r} cannot name a folder: give 4 to 128 letters or digits, "
-                "as module_hash does."
+                f"encoder_hash {encoder_hash!r} names no folder: give 4 to 128 letters or digits, as module_hash does."
             )
         self.folder = Path(folder) / encoder_hash
         self.encoder_hash = encoder_hash
@@ -83,6 +83,7 @@ class FeatureCache:
         self._index_path = self.folder / "index.jsonl"
         self._forget()
         self._pending: dict[str, np.ndarray] = {}
+        self._batches: list[list[str]] = []  # the keys of what is pending
         self._pending_bytes = 0
         self._refresh()
 
@@ -98,8 +99,7 @@ class FeatureCache:
     def __getitem__(self, key: str) -> np.ndarray:
         """Return a copy of one array, float16 (frames, dim).
 
-        Raises `KeyError` where the key is absent and `StaleFeature` where its bytes are damaged; the damaged
-        entry is then absent.
+        Raises `KeyError` where the key is absent, and `StaleFeature` where its bytes are damaged: it is then absent.
         """
         if key in self._pending:
             return self._pending[key].copy()
@@ -120,6 +120,19 @@ class FeatureCache:
         Raises `ValueError` for an empty array, one not of two dimensions, another `dim` than the cache's,
         values that float16 cannot hold, or another number of frames than the array held under that key.
         """
+        self.add_batch({key: array})
+
+    def add_batch(self, arrays: Mapping[str, ArrayLike]) -> None:
+        """Store arrays as [`add`] does, of which a crash leaves all or none."""
+        checked = {key: self._checked(key, array) for key, array in arrays.items()}
+        if new := {key: half for key, half in checked.items() if key not in self}:
+            self._pending |= new
+            self._batches.append(list(new))
+            self._pending_bytes += sum(half.nbytes for half in new.values())
+        if self._pending_bytes >= self.flush_bytes:
+            self.flush()
+
+    def _checked(self, key: str, array: ArrayLike) -> np.ndarray:
         values = np.asarray(array)
         if values.ndim != 2 or values.size == 0:
             raise ValueError(f"The feature {key!r} has shape {values.shape}, not (frames, dim) with both > 0.")
@@ -139,39 +152,40 @@ class FeatureCache:
                     f"The feature {key!r} is held with {held} frames and now has {len(half)}: "
                     "the key must change with the audio (use the audio's hash)."
                 )
-            return
         self.dim = half.shape[1]
-        self._pending[key] = half
-        self._pending_bytes += half.nbytes
-        if self._pending_bytes >= self.flush_bytes:
-            self.flush()
+        return half
 
     def flush(self) -> None:
         """Write what was added to the disk: the bytes first, then the index, each synchronised.
 
-        A failed write (a full disk) raises `OSError` and loses nothing: flush again once there is room.
+        A failed write raises `OSError`, on a full disk `DiskFullError`, and loses nothing: flush again.
         """
         if not self._pending:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "write.lock"):
-            self._refresh()
-            new = {key: array for key, array in self._pending.items() if key not in self._entries}
-            if any(array.shape[1] != self.dim for array in new.values()):
-                raise ValueError(f"{self.folder} now holds dim {self.dim}: another encoder needs another hash.")
-            entries: dict[str, Entry] = {}
-            offset = self._data_end
-            for key, array in new.items():
-                entries[key] = Entry(offset, len(array), _checksum(key, array))
-                offset += array.nbytes
-            rows: list[dict[str, object]] = [self._header(self.dim)] if self._index_end == 0 else []
-            rows += [{"key": key, **entry._asdict()} for key, entry in entries.items()]
-            _append(self._data_path, self._data_end, [array.tobytes() for array in new.values()])
-            lines = [f"{json.dumps(row)}\n".encode() for row in rows]
-            index_end = _append(self._index_path, self._index_end, lines)
+        with full_disk_named(self._data_path, self._pending_bytes):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / "write.lock"):
+                self._append_pending()
+        self._pending, self._batches, self._pending_bytes = {}, [], 0
+
+    def _append_pending(self) -> None:
+        self._refresh()
+        batches = [[key for key in batch if key not in self._entries] for batch in self._batches]
+        new = {key: self._pending[key] for batch in batches for key in batch}
+        if any(array.shape[1] != self.dim for array in new.values()):
+            raise ValueError(f"{self.folder} now holds dim {self.dim}: another encoder needs another hash.")
+        entries, offset = {}, self._data_end
+        for key, array in new.items():
+            entries[key] = Entry(offset, len(array), _checksum(key, array))
+            offset += array.nbytes
+        lines: list[object] = [self._header(self.dim)] if self._index_end == 0 else []
+        described = [[{"key": key, **entries[key]._asdict()} for key in batch] for batch in batches if batch]
+        lines += [rows[0] if len(rows) == 1 else rows for rows in described]
+        append_synced(self._data_path, self._data_end, [array.tobytes() for array in new.values()])
+        text = [f"{json.dumps(line)}\n".encode() for line in lines]
+        self._index_end = append_synced(self._index_path, self._index_end, text)
         self._entries |= entries
-        self._data_end, self._index_end = offset, index_end
-        self._pending, self._pending_bytes = {}, 0
+        self._data_end = offset
 
     def verify(self) -> list[str]:
         """Read every array once and return the keys found damaged, which are absent from then on."""
@@ -203,23 +217,25 @@ class FeatureCache:
                 self._index_end += len(line)
 
     def _accept(self, line: bytes, data_size: int) -> bool:
-        """Take in one index line; return False where it is cut, malformed, foreign or beyond the data."""
+        """Take in one index line, whole; return False where it is cut, malformed, foreign or beyond the data."""
         try:
             row = json.loads(line) if line.endswith(b"\n") else {}
             if self._index_end == 0:
-                if row != self._header(row["dim"]):
+                if known := row == self._header(row["dim"]):
+                    self.dim = row["dim"]
+                return known
+            entries, end = {}, self._data_end
+            for part in row if isinstance(row, list) else [row]:
+                entry = Entry(int(part["offset"]), int(part["frames"]), int(part["crc32"]))
+                start, end = end, entry.offset + entry.frames * (self.dim or 0) * DTYPE.itemsize
+                if entry.offset != start or not start < end <= data_size:
                     return False
-                self.dim = row["dim"]
-                return True
-            entry = Entry(int(row["offset"]), int(row["frames"]), int(row["crc32"]))
-            key, end = str(row["key"]), entry.offset + entry.frames * (self.dim or 0) * DTYPE.itemsize
+                entries[str(part["key"])] = entry
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return False
-        if entry.offset != self._data_end or not entry.offset < end <= data_size:
-            return False
-        self._entries[key] = entry
+        self._entries |= entries
         self._data_end = end
-        return True
+        return bool(entries)
 
     def _header(self, dim: int | None) -> dict[str, object]:
         checksum = zlib.crc32(f"{FORMAT} {self.encoder_hash} {dim}".encode())
@@ -232,17 +248,3 @@ def _checksum(key: str, array: np.ndarray) -> int:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _append(path: Path, end: int, blocks: list[bytes]) -> int:
-    """Cut a file to `end` bytes, append blocks, wait until the disk has them; return the new end."""
-    try:
-        with open(path, "ab") as file:
-            file.truncate(end)
-            file.writelines(blocks)
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
-    except OSError as error:
-        hint = "nothing is lost: make room and flush again"
-        raise OSError(error.errno, f"{error.strerror} ({hint})", str(path)) from error

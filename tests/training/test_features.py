@@ -205,6 +205,30 @@ def test_any_flipped_bit_gives_no_wrong_array_and_heals(tmp_path_factory, name, 
     assert_heals(folder, arrays)
 
 
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(["features.f16", "index.jsonl"]), share=st.floats(0, 1))
+def test_cut_anywhere_it_keeps_whole_batches(tmp_path_factory, name, share):
+    folder = tmp_path_factory.mktemp("cut")
+    cache = FeatureCache(folder, HASH)
+    batches = [{f"clip{b}-{n}": features(7 * b + n, frames=n + 1) for n in range(3)} for b in range(3)]
+    for batch in batches:
+        cache.add_batch(batch)
+    cache.flush()
+    path = folder / HASH / name
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert [key for key in FeatureCache(folder, HASH)] in [[k for b in batches[:n] for k in b] for n in range(4)]
+    assert_heals(folder, {key: array for batch in batches for key, array in batch.items()})
+
+
+def test_a_batch_is_flushed_when_it_is_whole(tmp_path):
+    cache = FeatureCache(tmp_path, HASH, flush_bytes=100)  # of 48 bytes each
+    cache.add_batch({str(n): features(n) for n in range(5)})
+    assert len(FeatureCache(tmp_path, HASH)) == 5
+    with pytest.raises(ValueError, match="'bad' has shape"):
+        cache.add_batch({"good": features(9), "bad": np.zeros(3)})
+    assert "good" not in cache
+
+
 def test_a_flipped_byte_is_found_and_only_its_array_is_lost(held):
     folder, arrays = held
     path = folder / HASH / "features.f16"
@@ -266,7 +290,9 @@ def test_a_full_disk_loses_nothing(held):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, limits[1]))  # the write stops half-way
     try:
-        with pytest.raises(OSError, match=r"nothing is lost: make room.*features\.f16"):
+        with pytest.raises(
+            OSError, match=r"File too large: features\.f16 needs [0-9,]+ bytes, and [0-9,]+ are free in .*Make room"
+        ):
             cache.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
