@@ -183,6 +183,7 @@ def test_two_processes_train_and_one_writes(shell, tmp_path, line, name):
 
 def main() -> int:
     """`audiolm` with full recipes of a few steps, which writes into the current folder and counts losses there."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; a job in the background has it ignored
     here, compute_loss, calls = Path.cwd(), AudioLMTrainer.compute_loss, []
     toys = {
         recipe.name: replace(
