@@ -40,11 +40,13 @@ BEGINS = """async (...given) => {
 ENDS = "() => { window.answering = false; }"
 STOPS = """() => {
     window.askAgain = false;
-    if (window.answering) window.stopping ??= new Promise((ended) => { window.stopped = ended; });
-}"""
+    if (!window.answering || window.stopping) return;
+    const stopping = new Promise((ended) => { window.stopped = ended; setTimeout(ended, 5000); });
+    window.stopping = stopping;
+    stopping.then(() => { if (window.stopping === stopping) window.stopping = null; });
+}"""  # gradio says nothing where the run ended by itself just then: hence the limit
 STOPPED = """() => setTimeout(() => {
     window.stopped?.();
-    window.stopped = window.stopping = null;
     if (window.askAgain) document.querySelector('#answer').click();
 }, 100)"""  # behind what else hears of the end
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"  # the page fetches nothing from elsewhere

@@ -132,7 +132,9 @@ def test_the_section_has_the_commands_of_a_day():
 
 def test_what_the_section_installs_and_logs_in_with_is_there(repository):
     assert re.search(r"^gpu = \[", (repository / "pyproject.toml").read_text(), re.MULTILINE)
-    assert "--token" in succeed(subprocess.run([*LOGIN.split(), "--help"], capture_output=True, text=True))
+    tool, *arguments = LOGIN.split()
+    login = [Path(sys.executable).parent / tool, *arguments, "--help"]
+    assert "--token" in succeed(subprocess.run(login, capture_output=True, text=True))
 
 
 @pytest.mark.slow
