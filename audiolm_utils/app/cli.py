@@ -100,9 +100,13 @@ def export(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Print the performance tables, measured now on this machine; rows at full size once, then loaded."""
-    print(resolve_name("audiolm_utils.study.bench:benchmark")(fresh=args.fresh))
-    return 0
+    """Print the performance tables, measured now (full size: once, then loaded); fail where a ratio got worse."""
+    print(resolve_name("audiolm_utils.study.bench:benchmark")(fresh=args.fresh), flush=True)
+    ratios, slower = resolve_name("audiolm_utils.study.speed_held:hold_speed")(accept=args.accept)
+    print(f"\n{ratios}", flush=True)
+    for line in slower:
+        print(f"audiolm: slower: {line}", file=sys.stderr)
+    return 1 if slower else 0
 
 
 def figures(args: argparse.Namespace) -> int:
@@ -196,6 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--int8", action="store_true", help="matrices in 8 bits")
     sub = command(bench)
     sub.add_argument("--fresh", action="store_true", help="measure the rows at full size again: 12 minutes")
+    sub.add_argument("--accept", action="store_true", help="write the ratios as those that such a machine has to hold")
     sub = command(figures)
     sub.add_argument("--out", type=Path, default=FIGURES_DIR, help="folder (default: figures/)")
     command(results)

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, patch_environment
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -38,6 +39,7 @@ def training_arguments(output_dir: Path | str, **kwargs: Any) -> TrainingArgumen
 
     Raises:
         RuntimeError: a launcher started several processes that would each train alone.
+        ValueError: `report_to` is unknown to transformers, or its package is not installed.
     """
     defaults: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -63,6 +65,14 @@ def training_arguments(output_dir: Path | str, **kwargs: Any) -> TrainingArgumen
             f"{started} processes were started but this one sees {args.world_size}: without GPUs set "
             "ACCELERATE_USE_CPU=true, so that they find each other"
         )
+    try:  # now, not when the data is prepared
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except (ValueError, RuntimeError) as error:
+        names = ", ".join(args.report_to)
+        raise ValueError(
+            f"losses cannot be reported to {names}: {error} Install its package, or leave it out"
+        ) from error
     return args
 
 

@@ -147,8 +147,10 @@ def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
 
 def test_bench_prints_its_tables_and_passes_fresh_on(monkeypatch, capsys):
     provide(monkeypatch, "audiolm_utils.study.bench", benchmark=lambda *, fresh: f"tables, fresh: {fresh}")
-    assert cli.main(["bench"]) == cli.main(["bench", "--fresh"]) == 0
-    assert capsys.readouterr().out == "tables, fresh: False\ntables, fresh: True\n"
+    provide(monkeypatch, "audiolm_utils.study.speed_held", hold_speed=lambda *, accept: (f"accept: {accept}", []))
+    assert cli.main(["bench"]) == cli.main(["bench", "--fresh"]) == cli.main(["bench", "--accept"]) == 0
+    printed = ["tables, fresh: False\n\naccept: False", "tables, fresh: True\n\naccept: False"]
+    assert capsys.readouterr().out == "\n".join([*printed, "tables, fresh: False\n\naccept: True", ""])
 
 
 def test_of_several_processes_each_runs_a_recipe_and_the_first_prints(monkeypatch, capsys):

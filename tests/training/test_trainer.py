@@ -328,3 +328,12 @@ def test_thirty_steps_overfit_four_utterances(built, data, tmp_path, objective):
 def test_bfloat16_needs_no_further_word_on_a_cpu(tmp_path):
     args = training_arguments(tmp_path, bf16=True)
     assert args.bf16 and (args.device.type == "cpu") == (not torch.accelerator.is_available())
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "nowhere"])
+def test_losses_that_cannot_be_reported_are_refused_before_any_work(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    with pytest.raises(
+        ValueError, match=rf"losses cannot be reported to {name}: .*Install its package, or leave it out"
+    ):
+        training_arguments(tmp_path, report_to=name)
