@@ -15,21 +15,23 @@ from pathlib import Path
 import pytest
 
 from audiolm_utils.study import cluster
+from audiolm_utils.study.full_size import EXPERIMENT
 from audiolm_utils.study.recipe import Recipe, Stage
+from audiolm_utils.study.results import result_path
 from audiolm_utils.study.run import run_or_load
 from tests import tiny
 
 NAMES = ("tiny-0", "tiny-1")
 STEPS, SAVED = 60, 5
-QUIET = {"use_cpu": True, "disable_tqdm": True, "save_steps": SAVED, "save_total_limit": STEPS}
+QUIET = {"use_cpu": True, "disable_tqdm": True, "save_steps": SAVED, "save_total_limit": STEPS, "logging_steps": 10}
 TIMES = {"created", "efficiency", "minutes"}  # what differs from one run to the next
 
 
-def recipe(folder: Path, seed: int) -> Recipe:
-    """A tiny model on the tiny public sets, in one stage."""
+def recipe(seed: int) -> Recipe:
+    """A tiny model on the tiny public sets, in one stage; its parts are looked for in the command's folder."""
     stage = Stage("stage1", "lm", STEPS, ("projector", "lora"), batch_size=2, from_audio=True, prompt_repeats=1)
     settings = {"scale": "full", "seed": seed, "lora": tiny.LORA, "compress": False, "ctc_head": False}
-    return tiny.make_recipe(folder / "parts", NAMES[seed], stages=(stage,), **settings)
+    return tiny.make_recipe(Path("parts"), NAMES[seed], stages=(stage,), **settings)
 
 
 def prepare(folder: Path, repository: Path) -> Path:
@@ -39,10 +41,13 @@ def prepare(folder: Path, repository: Path) -> Path:
     tiny.write_public_sets(folder / "public")
     for captions in ("sounds/train.json", "sounds/test.json"):  # their scores need tools
         (folder / "public" / captions).unlink()
-    (folder / "repository" / "data").mkdir(parents=True)
-    for name in ("audiolm_utils", "tests", *(f"data/{path.name}" for path in (repository / "data").iterdir())):
-        if name not in ("data/results", "data/adapters"):
-            (folder / "repository" / name).symlink_to(repository / name)
+    warned_of = result_path(EXPERIMENT).relative_to(repository)  # how long a full recipe takes without a GPU
+    (folder / "repository" / warned_of).parent.mkdir(parents=True)
+    shared = [
+        f"data/{path.name}" for path in (repository / "data").iterdir() if path.name not in ("results", "adapters")
+    ]
+    for name in ("audiolm_utils", "tests", warned_of, *shared):
+        (folder / "repository" / name).symlink_to(repository / name)
     return folder
 
 
@@ -108,10 +113,11 @@ def test_two_machines_of_which_one_dies_give_what_one_process_gives(tmp_path, re
     after = saved(together)
     assert len(after) == len(NAMES) * STEPS // SAVED and before.items() <= after.items()  # no step was done again
     for name in NAMES:
-        files = [folder / "repository" / "data" / "results" / "full" / f"{name}.json" for folder in (alone, together)]
-        rows = [timeless(json.loads(file.read_text(encoding="utf-8"))) for file in files]
-        assert rows[0] == rows[1]
-        assert files[0].with_suffix(".samples.jsonl").read_text() == files[1].with_suffix(".samples.jsonl").read_text()
+        data = [folder / "repository" / "data" for folder in (alone, together)]
+        rows = [json.loads((place / "results" / "full" / f"{name}.json").read_text(encoding="utf-8")) for place in data]
+        assert timeless(rows[0]) == timeless(rows[1]) and len(rows[0]["training"]["stages"][0]["loss_curve"]) == 6
+        for file in (f"results/full/{name}.samples.jsonl", f"adapters/{name}/model.safetensors"):
+            assert (data[0] / file).read_bytes() == (data[1] / file).read_bytes(), file
     printed = json.loads((together / "printed.json").read_text())
     assert [row["recipe"] for row in printed] == list(NAMES)
 
@@ -146,7 +152,7 @@ def test_a_machine_that_does_not_share_the_folders_is_named(tmp_path, monkeypatc
 
 if __name__ == "__main__":
     place, *where = sys.argv[1:]
-    recipes = [recipe(Path(place), seed) for seed in range(len(NAMES))]
+    recipes = [recipe(seed) for seed in range(len(NAMES))]
     if where:
         function = "audiolm_utils.study.run:run_or_load"
         rows = list(cluster.run_on_ray({each.name: (function, (each,), QUIET) for each in recipes}, where[0]))
