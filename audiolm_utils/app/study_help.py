@@ -24,5 +24,8 @@ LibriSpeech and Clotho as their archives unpack:
 On several GPUs, each with the whole LLM (ddp.yaml) or with a part of its layers (fsdp.yaml):
   accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 2 \\
     -m audiolm_utils study full-base --data-root DIR
-What was interrupted goes on by the same command. More in the README, "Full recipes".
+Several recipes at once, each on a machine (or GPU) of a Ray cluster that shares this folder and the cache:
+  audiolm study full-base full-turbo --data-root DIR --ray HOST:6379
+What was interrupted goes on by the same command, and on another machine where one of the cluster died (where --fresh
+was given, it starts over there). More in the README, "Full recipes".
 """
