@@ -33,6 +33,9 @@ def weights(args: argparse.Namespace) -> int:
 
 def data(args: argparse.Namespace) -> int:
     """Prepare the pocket corpus and the study's two stages, or check an annotation; say what each holds."""
+    if args.plan:
+        print(resolve_name("audiolm_utils.study.plan:plan")())
+        return 0
     if args.check:
         annotations = "audiolm_utils.data.annotation_table"
         table = resolve_name(f"{annotations}:read_annotation_table")(args.check)
@@ -68,13 +71,19 @@ def study(args: argparse.Namespace) -> int:
             f"{', '.join(alone)} run in one process, and {processes} were launched: start them without torchrun or "
             "accelerate. A recipe that is named may have several"
         )
-    run_or_load = resolve_name("audiolm_utils.study.run:run_or_load")
-    reporting = {"report_to": args.report_to} if args.report_to else {}
-    for name in names:
-        if name in EXPERIMENTS:
-            row = resolve_name(EXPERIMENTS[name])(fresh=args.fresh)
-        else:
-            row = run_or_load(name, fresh=args.fresh, **reporting)
+    if processes > 1 and args.ray:
+        raise ValueError(
+            f"--ray gives a recipe to one process, and {processes} were launched: leave out one of the two"
+        )
+    options: dict[str, Any] = {"fresh": args.fresh}
+    reporting = options | ({"report_to": args.report_to} if args.report_to else {})
+    run = "audiolm_utils.study.run:run_or_load"
+    calls = {n: (EXPERIMENTS[n], (), options) if n in EXPERIMENTS else (run, (n,), reporting) for n in names}
+    if args.ray:
+        rows = resolve_name("audiolm_utils.study.cluster:run_on_ray")(calls, args.ray)
+    else:
+        rows = (resolve_name(function)(*which, **how) for function, which, how in calls.values())
+    for row in rows:
         if os.environ.get("RANK", "0") == "0":
             print_row(row)
     return 0
@@ -82,7 +91,7 @@ def study(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Train and measure one recipe, or load its result: `study` of one name."""
-    args.recipe = [args.recipe]
+    args.recipe, args.ray = [args.recipe], None
     return study(args)
 
 
@@ -100,9 +109,13 @@ def export(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Print the performance tables, measured now on this machine; rows at full size once, then loaded."""
-    print(resolve_name("audiolm_utils.study.bench:benchmark")(fresh=args.fresh))
-    return 0
+    """Print the performance tables, measured now (full size: once, then loaded); fail where a ratio got worse."""
+    print(resolve_name("audiolm_utils.study.bench:benchmark")(fresh=args.fresh), flush=True)
+    ratios, slower = resolve_name("audiolm_utils.study.speed_held:hold_speed")(accept=args.accept)
+    print(f"\n{ratios}", flush=True)
+    for line in slower:
+        print(f"audiolm: slower: {line}", file=sys.stderr)
+    return 1 if slower else 0
 
 
 def figures(args: argparse.Namespace) -> int:
@@ -167,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--check", type=Path, metavar="FILE", help="an annotation JSON or a manifest to check instead")
     sub.add_argument("--root", type=Path, help="folder that its paths start from (default: that of FILE)")
+    sub.add_argument("--plan", action="store_true", help="print instead what training on the study's full data needs")
     rooted = argparse.ArgumentParser(add_help=False)
     rooted.add_argument("--data-root", type=Path, metavar="DIR", help="public sets (default: $AUDIOLM_DATA_ROOT)")
     watched = argparse.ArgumentParser(add_help=False)
@@ -175,6 +189,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--report-to", metavar="NAME", help="tensorboard, wandb, ... (transformers' names): loss curves"
     )
     sub = command(study, rooted, watched)
+    sub.add_argument(
+        "--ray", metavar="ADDRESS", help="each as a task on a Ray cluster: HOST:PORT, auto, or local to start one here"
+    )
     sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, STUDY_HELP
     sub.add_argument("recipe", nargs="*", help=f"recipes, or {', '.join(EXPERIMENTS)}; without any all but full ones")
     command(train, rooted, watched).add_argument("recipe", help="name of the recipe")
@@ -196,6 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--int8", action="store_true", help="matrices in 8 bits")
     sub = command(bench)
     sub.add_argument("--fresh", action="store_true", help="measure the rows at full size again: 12 minutes")
+    sub.add_argument("--accept", action="store_true", help="write the ratios as those that such a machine has to hold")
     sub = command(figures)
     sub.add_argument("--out", type=Path, default=FIGURES_DIR, help="folder (default: figures/)")
     command(results)

@@ -24,5 +24,6 @@ def complain(error: Exception) -> None:
         if name.startswith("audiolm_utils"):
             message = f"this version has no {name}, which the command needs"
         else:
-            message = f"the package {name} is not installed: pip install -e '.[lab,demo,test]'"
+            extra = "cluster" if name == "ray" else "lab,demo,test"
+            message = f"the package {name} is not installed: pip install -e '.[{extra}]'"
     print(f"audiolm: {message}", file=sys.stderr)

@@ -28,6 +28,27 @@ EXAMPLE_S = (1.5, 6.0)  # their lengths
 SANS, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # fonts that every system has
 CSS = ".gradio-container {max-width: 1240px !important} footer {display: none !important}"
 QUIETLY: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# Until the server has answered Stop, gradio drops a click on Answer, and afterwards forgets what began meanwhile, so
+# that the next Stop would not find it. Such a click is kept until gradio says that the stopped run has failed.
+ASKED = "() => { window.askAgain = Boolean(window.stopping); }"
+BEGINS = """async (...given) => {
+    window.askAgain = false;
+    await window.stopping;
+    window.answering = true;
+    return given;
+}"""
+ENDS = "() => { window.answering = false; }"
+STOPS = """() => {
+    window.askAgain = false;
+    if (!window.answering || window.stopping) return;
+    const stopping = new Promise((ended) => { window.stopped = ended; setTimeout(ended, 5000); });
+    window.stopping = stopping;
+    stopping.then(() => { if (window.stopping === stopping) window.stopping = null; });
+}"""  # gradio says nothing where the run ended by itself just then: hence the limit
+STOPPED = """() => setTimeout(() => {
+    window.stopped?.();
+    if (window.askAgain) document.querySelector('#answer').click();
+}, 100)"""  # behind what else hears of the end
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"  # the page fetches nothing from elsewhere
 
 
@@ -89,7 +110,7 @@ def build(shelf: Shelf) -> gr.Blocks:
                 both = gr.Checkbox(label="side by side with another", interactive=bool(rest))
                 other = gr.Dropdown(names, value=(rest or names)[0], label="Other model", visible=False)
                 with gr.Row():
-                    go, stop = gr.Button("Answer", variant="primary"), gr.Button("Stop")
+                    go, stop = gr.Button("Answer", variant="primary", elem_id="answer"), gr.Button("Stop")
             with gr.Column(scale=7, min_width=320):
                 outputs: list[Any] = []
                 with gr.Row():
@@ -107,6 +128,7 @@ def build(shelf: Shelf) -> gr.Blocks:
             gr.Markdown(f"Not on the menu yet: {how_to_train(absent)}")
         both.change(lambda on: [gr.update(visible=on)] * 2, both, [other, second], **QUIETLY)
         asked = [sound, task, question, name, both, other]
+        go.click(None, js=ASKED, api_visibility="private")
         running = go.click(
             answer,
             asked,
@@ -116,8 +138,11 @@ def build(shelf: Shelf) -> gr.Blocks:
             show_progress="minimal",
             show_progress_on=outputs[0],
             api_visibility="private",
+            js=BEGINS,
         )
-        stop.click(None, cancels=[running], api_visibility="private")
+        running.then(None, js=ENDS, api_visibility="private")
+        running.failure(None, js=STOPPED, api_visibility="private")
+        stop.click(None, cancels=[running], js=STOPS, api_visibility="private")
     return page.queue(default_concurrency_limit=1, max_size=QUEUE)
 
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256, read_manifest, write_manifest
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
-from audiolm_utils.data.cache import cache_dir, lock
+from audiolm_utils.data.cache import atomic_path, cache_dir, lock, remove_partials_in
 from audiolm_utils.data.render import ERRORS, render
 from audiolm_utils.data.sources import (
     BASE_RECORDINGS,
@@ -173,6 +173,8 @@ def _render_all(items: list[AudioItem], folder: Path, workers: int, progress: bo
         return None
 
     with lock("tts"), ThreadPoolExecutor(workers) as pool:
+        for place in {(folder / item.path).parent for item in items}:
+            remove_partials_in(place)
         results = pool.map(attempt, items)
         bar = tqdm(results, total=len(items), desc="Rendering audio", disable=not progress or not items)
         failures = [error for error in bar if error is not None]
@@ -198,7 +200,8 @@ def read_committed(manifest: Path) -> list[AudioItem]:
 def write_committed(manifest: Path, items: list[AudioItem]) -> None:
     """Write a manifest, `NAME.jsonl.gz`, and the hash of its canonical text beside it, `NAME.sha256`."""
     write_manifest(manifest, items)
-    _hash_file(manifest).write_text(f"{manifest_sha256(items)}  {manifest.stem}\n")
+    with atomic_path(_hash_file(manifest)) as partial:
+        partial.write_text(f"{manifest_sha256(items)}  {manifest.stem}\n")
 
 
 def _hash_file(manifest: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Public sets that a user brings: annotation files, and folders with a manifest.jsonl, below the data root."""
+"""Public sets that a user brings: annotation files, sets in their usual folders, and folders with a manifest.jsonl."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 
 from audiolm_utils.data.annotation_table import AnnotationTable, read_annotation_table
 from audiolm_utils.data.annotations import STAGE_TASKS, AnnotationError, AudioItem, read_manifest
+from audiolm_utils.data.cache import sha256_file
 from audiolm_utils.data.columns import HEAD
+from audiolm_utils.data.usual_folders import UsualFolder, find_usual_folders
 
 REPOSITORY = Path(__file__).parents[2]
 SPLIT_WORDS = {"train": "train", "valid": "validation", "validation": "validation", "dev": "validation", "test": "test"}
@@ -40,12 +42,18 @@ class Annotation:
         name: its path below the data root without ".json", such as "clotho/test".
         split: of its rows, as its name says: "train", "validation" (or "valid", "dev") or "test".
         stages: which of the study's stages may use it: the ones in its name, all of them where there is none.
+        too_long: what becomes of rows whose clip is too long, "refused" or "left out".
     """
 
     path: Path
     name: str
     split: str
     stages: tuple[str, ...] = tuple(STAGE_TASKS)
+    too_long: str = "refused"
+
+    def sha256(self) -> str:
+        """The hash of the file."""
+        return sha256_file(self.path)
 
     def read(self) -> AnnotationTable:
         """Its rows, with ids `name#row` and paths from the data root; raises as [`read_annotation_table`] does."""
@@ -58,20 +66,24 @@ class Annotation:
         return AnnotationTable(columns)
 
 
-def find_annotations(root: Path | None = None) -> list[Annotation]:
-    """The annotation files in a data root and in its folders, sorted by name; other JSON files are passed over.
+def find_annotations(root: Path | None = None) -> list[Annotation | UsualFolder]:
+    """The annotation files in a data root and in its folders, and LibriSpeech and Clotho as they are unpacked.
+
+    Each kind is sorted by name; other JSON files are passed over.
 
     Raises:
-        AnnotationError: there are none, or the name of one says no split or more than one.
+        AnnotationError: there is nothing of these, or the name of one says no split or more than one.
     """
     root = root or data_root()
     files = sorted(path for pattern in ("*.json", "*/*.json") for path in root.glob(pattern) if _is_annotation(path))
-    if not files:
+    usual = find_usual_folders(root)
+    if not files and not usual:
         raise AnnotationError(
             f'{root} holds no annotation file: expected {{"annotation": [{{"path", "text", "task", "Q"}}]}} in '
-            "NAME_train.json and NAME_test.json, there or in its folders. Set AUDIOLM_DATA_ROOT, or --data-root."
+            "NAME_train.json and NAME_test.json, LibriSpeech/train-clean-100 or clotho/clotho_captions_*.csv, there "
+            "or in its folders. Set AUDIOLM_DATA_ROOT, or --data-root."
         )
-    return [_described(path, path.relative_to(root).with_suffix("").as_posix()) for path in files]
+    return [*(_described(path, path.relative_to(root).with_suffix("").as_posix()) for path in files), *usual]
 
 
 def join(tables: list[AnnotationTable]) -> AnnotationTable:

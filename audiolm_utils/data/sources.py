@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiolm_utils.data.annotations import AudioItem
-from audiolm_utils.data.cache import atomic_path, cache_dir, lock
+from audiolm_utils.data.cache import DiskFullError, atomic_path, cache_dir, lock, remove_partials
 
 POCKET_FOLDER = Path(__file__).resolve().parents[2] / "data" / "pocket"
 DOWNLOAD_TIMEOUT_S = 600
@@ -87,12 +87,15 @@ def fetch_debian(package: str) -> Path | None:
     with lock(f"debian-{package}"):
         if folder.is_dir():
             return folder
+        remove_partials(folder)
         try:
             with atomic_path(folder) as partial:
                 partial.mkdir()
                 _run(["apt-get", "download", package], cwd=partial.parent)
                 (archive,) = partial.parent.glob("*.deb")
                 _run(["dpkg-deb", "-x", str(archive), str(partial)], cwd=partial.parent)
+        except DiskFullError:
+            raise  # or the corpus would lack it in silence
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             mend = "needs Debian or Ubuntu, the network, and `apt-get update` run once"
             _warn(f"The Debian package {package} cannot be had ({_reason(error)}); {mend}.")
@@ -111,6 +114,7 @@ def fetch_wheel_files(source: str) -> Path | None:
     with lock(source):
         if folder.is_dir():
             return folder
+        remove_partials(folder)
         try:
             with atomic_path(folder) as partial:
                 pinned = partial.parent / "requirements.txt"
@@ -118,6 +122,8 @@ def fetch_wheel_files(source: str) -> Path | None:
                 options = ["--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
                 target = ["--target", str(partial), "-r", str(pinned)]
                 _run([sys.executable, "-m", "pip", "install", *options, *target], cwd=partial.parent)
+        except DiskFullError:
+            raise
         except (OSError, subprocess.SubprocessError) as error:
             _warn(f"{requirement} cannot be had ({_reason(error)}); needs pip, {runs_on}.")
             return None

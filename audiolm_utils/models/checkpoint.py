@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from audiolm_utils.data.cache import atomic_path
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.llm import is_adapter
 from audiolm_utils.models.routing import is_router
@@ -78,21 +80,26 @@ class OwnWeights(Base):
     ) -> None:
         """Write config.json and model.safetensors with connector and adapters; frozen parts stay references.
 
-        `dtype` (such as torch.float16) stores floating tensors in that type; loading casts them back. Raises
-        ValueError where the model was prepared for inference.
+        `dtype` (such as torch.float16) stores floating tensors in that type; loading casts them back. Each file is
+        replaced whole or not at all, so that what was saved there before stays loadable.
+
+        Raises:
+            ValueError: the model was prepared for inference.
+            DiskFullError: the disk has no room for them.
         """
         self.refuse_prepared("saved")
         if not is_main_process:
             return
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         own = self.own_state_dict()
         tensors = {k: (state_dict or own)[k].detach().cpu().contiguous() for k in own}
         if dtype is not None:
             tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
         self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder)
-        save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        with atomic_path(folder / SAFE_WEIGHTS_NAME) as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})
+            self.config.save_pretrained(partial.parent)
+            os.replace(partial.with_name(CONFIG_NAME), folder / CONFIG_NAME)
 
     @classmethod
     def from_pretrained(

@@ -130,11 +130,12 @@ def input_max() -> int:
 
 def fast_encoder_precision() -> str:
     """What encoders take least time in here: "bf16" on a CPU that multiplies matrices of it (AMX), else "int8"."""
-    return "bf16" if "amx_bf16" in _cpu_flags() else "int8"
+    return "bf16" if "amx_bf16" in cpu_flags() else "int8"
 
 
 @cache
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """What the first processor can do, in Linux's words; nothing where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

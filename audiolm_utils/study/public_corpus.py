@@ -1,9 +1,10 @@
-"""What full recipes are trained and measured on: the annotation files below the data root, checked before training."""
+"""What full recipes are trained and measured on: the public sets below the data root, checked before training."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,9 +19,10 @@ import pyarrow.compute as pc
 from audiolm_utils.data.annotation_table import AnnotationTable, check_files
 from audiolm_utils.data.annotations import AnnotationError, AudioItem, manifest_sha256, resolve_path
 from audiolm_utils.data.audio import SAMPLE_RATE
-from audiolm_utils.data.cache import atomic_path, cache_dir, sha256_file
+from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.data.durations import read_durations
 from audiolm_utils.data.public import Annotation, an4_test, data_root, find_annotations, join
+from audiolm_utils.data.usual_folders import UsualFolder
 from audiolm_utils.evaluation.evaluate import (
     CAPTION_SCORES,
     answer_items,
@@ -53,7 +55,7 @@ SCORES: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 class PublicCorpus:
-    """The annotation files below a data root: training rows for each stage, and test sets.
+    """The public sets below a data root: training rows for each stage, and test sets.
 
     Raises:
         AnnotationError: as [`find_annotations`]; reading rows raises as `read_annotation_table` does.
@@ -66,7 +68,7 @@ class PublicCorpus:
 
     @cached_property
     def _sha256(self) -> dict[str, str]:
-        return {annotation.name: sha256_file(annotation.path) for annotation in self.annotations}
+        return {annotation.name: annotation.sha256() for annotation in self.annotations}
 
     def known(self) -> dict[str, str]:
         """Hashes that a result row has: data_sha256 of what trains, test_sha256 of what tests."""
@@ -137,13 +139,13 @@ class PublicCorpus:
             samples += [{"test_set": name, **row} for row in rows]
         return quality, samples
 
-    def _of(self, split: str) -> list[Annotation]:
+    def _of(self, split: str) -> list[Annotation | UsualFolder]:
         return [annotation for annotation in self.annotations if annotation.split == split]
 
-    def _described(self, annotations: Sequence[Annotation]) -> list[Any]:
+    def _described(self, annotations: Sequence[Annotation | UsualFolder]) -> list[Any]:
         return [[a.name, a.stages, self._sha256[a.name]] for a in annotations]
 
-    def _table(self, annotation: Annotation) -> AnnotationTable:
+    def _table(self, annotation: Annotation | UsualFolder) -> AnnotationTable:
         """The rows of an annotation with their durations, checked when they are first asked for."""
         if annotation.name not in self._tables:
             table = annotation.read()
@@ -152,10 +154,11 @@ class PublicCorpus:
             self._tables[annotation.name] = self._with_durations(annotation, table)
         return self._tables[annotation.name]
 
-    def _with_durations(self, annotation: Annotation, table: AnnotationTable) -> AnnotationTable:
+    def _with_durations(self, annotation: Annotation | UsualFolder, table: AnnotationTable) -> AnnotationTable:
         file = cache_dir() / "durations" / f"{self._sha256[annotation.name]}.npy"
         if not file.is_file():
-            durations = read_durations([resolve_path(item, self.root) for item in table], longest_s=LONGEST_S)
+            longest_s = LONGEST_S if annotation.too_long == "refused" else math.inf
+            durations = read_durations([resolve_path(item, self.root) for item in table], longest_s=longest_s)
             with atomic_path(file) as partial:
                 np.save(partial, durations)
         columns = table.columns
@@ -164,10 +167,15 @@ class PublicCorpus:
             durations = np.load(file, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(f"{file} holds no durations ({error}); delete it, and they are read again") from error
-        return AnnotationTable(columns.set_column(at, "duration_s", pa.array(durations)))
+        columns = columns.set_column(at, "duration_s", pa.array(durations))
+        kept = columns.filter(pc.less_equal(columns["duration_s"], LONGEST_S))
+        if len(kept) < len(columns):
+            text = f"{len(columns) - len(kept)} of {len(columns)} rows of {annotation.name} are left out: their clips "
+            warnings.warn(f"{text}last more than {LONGEST_S:g} s.", stacklevel=2)
+        return AnnotationTable(kept)
 
 
-def _check_questions(annotation: Annotation, table: AnnotationTable) -> None:
+def _check_questions(annotation: Annotation | UsualFolder, table: AnnotationTable) -> None:
     columns = table.columns
     question = pc.fill_null(pc.utf8_trim_whitespace(columns["Q"]), "")
     unasked = columns.filter(pc.and_(pc.equal(columns["task"], "QA"), pc.equal(question, "")))

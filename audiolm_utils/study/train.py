@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.data.annotation_table import AnnotationTable
 from audiolm_utils.data.annotations import AudioItem
-from audiolm_utils.data.cache import atomic_path, cache_dir
+from audiolm_utils.data.cache import atomic_path, cache_dir, remove_partials_in
 from audiolm_utils.models.chat import audio_token_id, load_tokenizer
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
@@ -167,6 +167,8 @@ def fit_stage(
         seed=recipe.seed + stage.seed_offset,
         **{"bf16": stage.autocast, **arguments},
     )
+    if args.should_save:
+        remove_partials_in(folder)
     args.per_device_train_batch_size, args.gradient_accumulation_steps = share_batch(stage, args.world_size)
     with args.main_process_first(local=False, desc="the data of a stage"):  # it encodes what the others then read
         dataset, collator = data()

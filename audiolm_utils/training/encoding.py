@@ -16,7 +16,7 @@ from audiolm_utils.data.augment import AugmentedViews, Change
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.streams import align_in_time, reduce_frequency
-from audiolm_utils.training.features import FeatureCache, StaleFeature, module_hash
+from audiolm_utils.training.features import FLUSH_BYTES, FeatureCache, StaleFeature, module_hash
 
 Encode = Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
 
@@ -61,6 +61,7 @@ def encode_items(
     views: AugmentedViews | None = None,
     autocast: bool = False,
     batch_size: int = 16,
+    flush_bytes: int = FLUSH_BYTES,
     progress: bool = True,
 ) -> Features:
     """Encode items with the model's encoders into caches on disk, skipping what those already hold.
@@ -68,8 +69,9 @@ def encode_items(
     A cache belongs to one encoder's exact weights and mode, and each entry to its item id, which names the audio; a
     damaged entry is encoded again. With `views` those stand beside the clean features, under [`AugmentedViews.key`];
     a view that leaves its clip as it is costs nothing. With `autocast` the encoders multiply in bfloat16, as in mixed
-    precision training, and have caches of their own. Raises ValueError for a legacy projector, whose frames are not
-    each clip's own.
+    precision training, and have caches of their own. A crash loses at most `flush_bytes` of features and a batch, and
+    what is encoded behind it is bit for bit what would have been. Raises ValueError for a legacy projector, whose
+    frames are not each clip's own.
     """
     if model.config.projector_config.legacy:
         raise ValueError("features of a legacy model cannot be cached: every clip has 1,500 frames; encode as you go")
@@ -81,15 +83,15 @@ def encode_items(
     model.eval()
     caches = []
     for title, key, encode in _encoders(model, processor):
-        cache = FeatureCache(cache_folder, f"{key}-bf16" if autocast else key)
+        cache = FeatureCache(cache_folder, f"{key}-bf16" if autocast else key, flush_bytes=flush_bytes)
         missing = sorted((k for k in wanted if not _holds(cache, k)), key=lambda k: wanted[k][0].duration_s or 0)
         for start in tqdm(range(0, len(missing), batch_size), title, disable=not progress or not missing):
             keys = missing[start : start + batch_size]
             inputs = processor.audio_features([_clip(*wanted[k], root, views) for k in keys])
             with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
                 features, lengths = encode({name: tensor.to(model.device) for name, tensor in inputs.items()})
-            for name, row, length in zip(keys, features.float(), lengths.tolist(), strict=True):
-                cache.add(name, row[:length].cpu().numpy())
+            rows = [row[:length].cpu().numpy() for row, length in zip(features.float(), lengths.tolist(), strict=True)]
+            cache.add_batch(dict(zip(keys, rows, strict=True)))
         cache.flush()
         caches.append(cache)
     return caches[0] if len(caches) == 1 else JoinedFeatures(*caches)

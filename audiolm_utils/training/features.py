@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,25 +15,15 @@ from filelock import FileLock
 from numpy.typing import ArrayLike
 from torch import nn
 
+from audiolm_utils.data.cache import append_synced, full_disk_named
 from audiolm_utils.models.llm import effective_state
+from audiolm_utils.training.feature_index import DTYPE, FeatureIndex, file_size
 
-FORMAT = 1
-DTYPE = np.dtype("<f2")
 FLUSH_BYTES = 16 * 2**20
-
-logger = logging.getLogger(__name__)
 
 
 class StaleFeature(KeyError):
     """A stored feature whose bytes no longer match their checksum: compute it again and `add` it."""
-
-
-class Entry(NamedTuple):
-    """Where one array lies in the data file; `crc32` covers the key and the bytes."""
-
-    offset: int
-    frames: int
-    crc32: int
 
 
 def module_hash(module: nn.Module, **settings: object) -> str:
@@ -55,19 +42,17 @@ def module_hash(module: nn.Module, **settings: object) -> str:
 class FeatureCache:
     """Float16 arrays of shape (frames, dim) on disk, by key, for one encoder.
 
-    The files are `<folder>/<encoder_hash>/features.f16` and `index.jsonl`: a header, then one line for each
-    array, written after its bytes are on the disk. Arrays added since the last `flush` are held in memory
-    (16 MiB at most), all others are read from the file, so memory stays constant but for the index. Use the
-    audio's hash (`data.cache.sha256_file`) as the key: a changed file is then a missing feature.
+    The files are `<folder>/<encoder_hash>/features.f16` and `index.jsonl`: a header, then one line for each array, or
+    batch of arrays, written after its bytes are on the disk. A batch is there whole or not at all: rounding depends on
+    the batch that encodes a clip, and so what follows a crash is what would have come without it. Arrays added since
+    the last `flush` are held in memory (16 MiB at most), all others are read from the file; memory and the time to open
+    stay the same however many there are, see [`FeatureIndex`]. Use the audio's hash (`data.cache.sha256_file`) as the
+    key: a changed file is then a missing feature.
 
     Opening reads only. What a crash left behind (a cut line, a line whose bytes are missing) is ignored, then
     cut off at the next flush. Flushes take a lock and first read what others appended, so several processes
     may share a cache. One object belongs to one thread.
     """
-
-    _entries: dict[str, Entry]
-    _data_end: int
-    _index_end: int
 
     def __init__(self, folder: Path | str, encoder_hash: str, *, flush_bytes: int = FLUSH_BYTES) -> None:
         if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._-]{3,127}", encoder_hash):
@@ -77,23 +62,28 @@ class FeatureCache:
             )
         self.folder = Path(folder) / encoder_hash
         self.encoder_hash = encoder_hash
-        self.dim: int | None = None
         self.flush_bytes = flush_bytes
         self._data_path = self.folder / "features.f16"
-        self._index_path = self.folder / "index.jsonl"
-        self._forget()
+        self._index = FeatureIndex(self.folder, encoder_hash)
         self._pending: dict[str, np.ndarray] = {}
+        self._batches: list[list[str]] = []  # the keys of what is pending
         self._pending_bytes = 0
-        self._refresh()
+        self._index.refresh(file_size(self._data_path))
+
+    @property
+    def dim(self) -> int | None:
+        """Width of the arrays; None before the first."""
+        return self._index.dim
 
     def __len__(self) -> int:
-        return len(self._entries.keys() | self._pending.keys())
+        return len(self._index) + sum(1 for _ in self._new())
 
     def __contains__(self, key: object) -> bool:
-        return key in self._pending or key in self._entries
+        return key in self._pending or self._index.get(str(key)) is not None
 
     def __iter__(self) -> Iterator[str]:
-        yield from (self._entries | self._pending)
+        yield from self._index
+        yield from self._new()
 
     def __getitem__(self, key: str) -> np.ndarray:
         """Return a copy of one array, float16 (frames, dim).
@@ -103,14 +93,15 @@ class FeatureCache:
         """
         if key in self._pending:
             return self._pending[key].copy()
-        entry = self._entries[key]
+        if (entry := self._index.get(key)) is None:
+            raise KeyError(key)
         size = entry.frames * (self.dim or 0)
         try:
             array = np.fromfile(self._data_path, DTYPE, count=size, offset=entry.offset)
         except FileNotFoundError:
             array = np.empty(0, DTYPE)
         if array.size != size or _checksum(key, array) != entry.crc32:
-            del self._entries[key]
+            self._index.discard(key)
             raise StaleFeature(f"{key} in {self._data_path} is damaged (checksum); compute and add it again.")
         return array.reshape(entry.frames, -1)
 
@@ -120,6 +111,19 @@ class FeatureCache:
         Raises `ValueError` for an empty array, one not of two dimensions, another `dim` than the cache's,
         values that float16 cannot hold, or another number of frames than the array held under that key.
         """
+        self.add_batch({key: array})
+
+    def add_batch(self, arrays: Mapping[str, ArrayLike]) -> None:
+        """Store arrays as [`add`] does, of which a crash leaves all or none."""
+        checked = {key: self._checked(key, array) for key, array in arrays.items()}
+        if new := {key: half for key, half in checked.items() if key not in self}:
+            self._pending |= new
+            self._batches.append(list(new))
+            self._pending_bytes += sum(half.nbytes for half in new.values())
+        if self._pending_bytes >= self.flush_bytes:
+            self.flush()
+
+    def _checked(self, key: str, array: ArrayLike) -> np.ndarray:
         values = np.asarray(array)
         if values.ndim != 2 or values.size == 0:
             raise ValueError(f"The feature {key!r} has shape {values.shape}, not (frames, dim) with both > 0.")
@@ -132,117 +136,55 @@ class FeatureCache:
             half = np.array(values, dtype=DTYPE, order="C")
         if not np.isfinite(half).all():
             raise ValueError(f"The feature {key!r} has NaN, Inf or values beyond float16's 65504.")
-        if key in self:
-            held = self._pending[key].shape[0] if key in self._pending else self._entries[key].frames
-            if held != len(half):
-                raise ValueError(
-                    f"The feature {key!r} is held with {held} frames and now has {len(half)}: "
-                    "the key must change with the audio (use the audio's hash)."
-                )
-            return
-        self.dim = half.shape[1]
-        self._pending[key] = half
-        self._pending_bytes += half.nbytes
-        if self._pending_bytes >= self.flush_bytes:
-            self.flush()
+        entry = self._index.get(key)
+        held = len(self._pending[key]) if key in self._pending else entry.frames if entry else len(half)
+        if held != len(half):
+            raise ValueError(
+                f"The feature {key!r} is held with {held} frames and now has {len(half)}: "
+                "the key must change with the audio (use the audio's hash)."
+            )
+        self._index.dim = half.shape[1]
+        return half
 
     def flush(self) -> None:
         """Write what was added to the disk: the bytes first, then the index, each synchronised.
 
-        A failed write (a full disk) raises `OSError` and loses nothing: flush again once there is room.
+        A failed write raises `OSError`, on a full disk `DiskFullError`, and loses nothing: flush again.
         """
-        if not self._pending:
+        if not self._pending and not self._index.is_long():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "write.lock"):
-            self._refresh()
-            new = {key: array for key, array in self._pending.items() if key not in self._entries}
-            if any(array.shape[1] != self.dim for array in new.values()):
-                raise ValueError(f"{self.folder} now holds dim {self.dim}: another encoder needs another hash.")
-            entries: dict[str, Entry] = {}
-            offset = self._data_end
-            for key, array in new.items():
-                entries[key] = Entry(offset, len(array), _checksum(key, array))
-                offset += array.nbytes
-            rows: list[dict[str, object]] = [self._header(self.dim)] if self._index_end == 0 else []
-            rows += [{"key": key, **entry._asdict()} for key, entry in entries.items()]
-            _append(self._data_path, self._data_end, [array.tobytes() for array in new.values()])
-            lines = [f"{json.dumps(row)}\n".encode() for row in rows]
-            index_end = _append(self._index_path, self._index_end, lines)
-        self._entries |= entries
-        self._data_end, self._index_end = offset, index_end
-        self._pending, self._pending_bytes = {}, 0
+        with full_disk_named(self._data_path, self._pending_bytes):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / "write.lock"):
+                self._index.refresh(file_size(self._data_path))
+                self._append_pending()
+                self._pending, self._batches, self._pending_bytes = {}, [], 0
+                if self._index.is_long():
+                    self._index.fold()
+
+    def _append_pending(self) -> None:
+        batches = [[key for key in batch if self._index.get(key) is None] for batch in self._batches]
+        new = {key: self._pending[key] for batch in batches for key in batch}
+        if any(array.shape[1] != self.dim for array in new.values()):
+            raise ValueError(f"{self.folder} now holds dim {self.dim}: another encoder needs another hash.")
+        if new:
+            append_synced(self._data_path, self._index.data_end, [array.tobytes() for array in new.values()])
+            self._index.append([{k: (len(new[k]), _checksum(k, new[k])) for k in batch} for batch in batches if batch])
 
     def verify(self) -> list[str]:
         """Read every array once and return the keys found damaged, which are absent from then on."""
         damaged = []
-        for key in list(self._entries):
+        for key in self._index:
             try:
                 self[key]
             except StaleFeature:
                 damaged.append(key)
         return damaged
 
-    def _forget(self) -> None:
-        self._entries = {}
-        self._data_end = self._index_end = 0
-
-    def _refresh(self) -> None:
-        """Take in the index lines after those already read, up to the first without its data."""
-        index_size, data_size = _size(self._index_path), _size(self._data_path)
-        if index_size < self._index_end or data_size < self._data_end:
-            self._forget()  # somebody cut or removed the files under this object
-        if index_size == self._index_end:
-            return
-        with open(self._index_path, "rb") as file:
-            file.seek(self._index_end)
-            for line in file:
-                if not self._accept(line, data_size):
-                    logger.warning("%s: ignored what follows byte %d.", self._index_path, self._index_end)
-                    break
-                self._index_end += len(line)
-
-    def _accept(self, line: bytes, data_size: int) -> bool:
-        """Take in one index line; return False where it is cut, malformed, foreign or beyond the data."""
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else {}
-            if self._index_end == 0:
-                if row != self._header(row["dim"]):
-                    return False
-                self.dim = row["dim"]
-                return True
-            entry = Entry(int(row["offset"]), int(row["frames"]), int(row["crc32"]))
-            key, end = str(row["key"]), entry.offset + entry.frames * (self.dim or 0) * DTYPE.itemsize
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return False
-        if entry.offset != self._data_end or not entry.offset < end <= data_size:
-            return False
-        self._entries[key] = entry
-        self._data_end = end
-        return True
-
-    def _header(self, dim: int | None) -> dict[str, object]:
-        checksum = zlib.crc32(f"{FORMAT} {self.encoder_hash} {dim}".encode())
-        return {"format": FORMAT, "encoder_hash": self.encoder_hash, "dim": dim, "crc32": checksum}
+    def _new(self) -> Iterator[str]:
+        """Keys that were added and are not in the index."""
+        return (key for key in self._pending if self._index.get(key) is None)
 
 
 def _checksum(key: str, array: np.ndarray) -> int:
     return zlib.crc32(array.tobytes(), zlib.crc32(key.encode()))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _append(path: Path, end: int, blocks: list[bytes]) -> int:
-    """Cut a file to `end` bytes, append blocks, wait until the disk has them; return the new end."""
-    try:
-        with open(path, "ab") as file:
-            file.truncate(end)
-            file.writelines(blocks)
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
-    except OSError as error:
-        hint = "nothing is lost: make room and flush again"
-        raise OSError(error.errno, f"{error.strerror} ({hint})", str(path)) from error

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256, resolve_path
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
-from audiolm_utils.data.cache import atomic_path, cache_dir
+from audiolm_utils.data.cache import atomic_path, cache_dir, lock, remove_partials
 from audiolm_utils.data.soundfont import BY_PROGRAM
 from audiolm_utils.data.sources import sounds
 from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
@@ -140,10 +140,12 @@ class ClipPool:
         root = root or cache_dir()
         about = json.dumps([manifest_sha256(items), asdict(config)])
         folder = cache_dir() / "pretrain" / hashlib.sha256(about.encode()).hexdigest()[:16]
-        if not folder.is_dir():
-            with atomic_path(folder) as partial:
-                partial.mkdir()
-                _write_pool(partial, items, config, root)
+        with lock(f"pretrain-{folder.name}"):
+            if not folder.is_dir():
+                remove_partials(folder)
+                with atomic_path(folder) as partial:
+                    partial.mkdir()
+                    _write_pool(partial, items, config, root)
         clips = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
         frames = np.memmap(folder / "frames.f16", np.float16, "r").reshape(-1, config.num_mel_bins)
         return cls(frames, clips, config)

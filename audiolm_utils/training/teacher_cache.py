@@ -126,8 +126,7 @@ class TeacherCache:
         ids, log_probs = keep_top_k(logits, self.top_k, self.temperature)
         arrays = torch.cat([log_probs, ids // DIGIT, ids % DIGIT], dim=1).cpu().numpy()  # float32, exact
         ends = np.cumsum(_labelled(some["labels"]))[:-1]
-        for key, array in zip(missing, np.split(arrays, ends), strict=True):
-            self.store.add(key, array)
+        self.store.add_batch(dict(zip(missing, np.split(arrays, ends), strict=True)))
         self.store.flush()
 
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import patch_environment
+from accelerate.utils import broadcast_object_list, patch_environment
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from audiolm_utils.data.cache import atomic_path
 from audiolm_utils.models.outputs import AudioLMOutput
 from audiolm_utils.models.splice import IGNORE_INDEX
 from audiolm_utils.models.torch_file import named_weights, read_safetensors
@@ -35,6 +39,7 @@ def training_arguments(output_dir: Path | str, **kwargs: Any) -> TrainingArgumen
 
     Raises:
         RuntimeError: a launcher started several processes that would each train alone.
+        ValueError: `report_to` is unknown to transformers, or its package is not installed.
     """
     defaults: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -60,6 +65,14 @@ def training_arguments(output_dir: Path | str, **kwargs: Any) -> TrainingArgumen
             f"{started} processes were started but this one sees {args.world_size}: without GPUs set "
             "ACCELERATE_USE_CPU=true, so that they find each other"
         )
+    try:  # now, not when the data is prepared
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except (ValueError, RuntimeError) as error:
+        names = ", ".join(args.report_to)
+        raise ValueError(
+            f"losses cannot be reported to {names}: {error} Install its package, or leave it out"
+        ) from error
     return args
 
 
@@ -114,6 +127,7 @@ class AudioLMTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._loss_shifts_labels = objective == "lm"  # CTC has a target in the first column too
         self.learning_rates = learning_rates or {}
+        self._unfinished = ""  # the folder of the checkpoint that is being written
         self.add_callback(EpochOrder)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -196,6 +210,28 @@ class AudioLMTrainer(Trainer):
         """Write the model only: the Trainer would also pickle its arguments, access tokens included."""
         if self.args.should_save:
             self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._unfinished or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint in a folder of its own and move it to its place whole: none that was cut is resumed."""
+        folder, state = Path(self.args.output_dir), self.state
+        optimizer: Any = self.optimizer
+        moments = [value for kept in optimizer.state.values() for value in kept.values() if torch.is_tensor(value)]
+        needed_bytes = sum(tensor.nbytes for tensor in [*self.model.own_state_dict().values(), *moments])
+        final = folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        with atomic_path(final, needed_bytes) if self.args.should_save else nullcontext() as partial:
+            (self._unfinished,) = broadcast_object_list([str(partial.parent) if partial else ""])
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._unfinished = ""
+            self.accelerator.wait_for_everyone()
+        if state.best_model_checkpoint and state.best_global_step == state.global_step:
+            state.best_model_checkpoint = str(final)
+        if self.args.should_save:
+            rotate_checkpoints(str(folder), self.args.save_total_limit, state.best_model_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with named_weights(checkpoint or "", "optimizer*", "scheduler*"):

@@ -147,8 +147,10 @@ def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
 
 def test_bench_prints_its_tables_and_passes_fresh_on(monkeypatch, capsys):
     provide(monkeypatch, "audiolm_utils.study.bench", benchmark=lambda *, fresh: f"tables, fresh: {fresh}")
-    assert cli.main(["bench"]) == cli.main(["bench", "--fresh"]) == 0
-    assert capsys.readouterr().out == "tables, fresh: False\ntables, fresh: True\n"
+    provide(monkeypatch, "audiolm_utils.study.speed_held", hold_speed=lambda *, accept: (f"accept: {accept}", []))
+    assert cli.main(["bench"]) == cli.main(["bench", "--fresh"]) == cli.main(["bench", "--accept"]) == 0
+    printed = ["tables, fresh: False\n\naccept: False", "tables, fresh: True\n\naccept: False"]
+    assert capsys.readouterr().out == "\n".join([*printed, "tables, fresh: False\n\naccept: True", ""])
 
 
 def test_of_several_processes_each_runs_a_recipe_and_the_first_prints(monkeypatch, capsys):
@@ -168,6 +170,36 @@ def test_experiments_refuse_several_processes_before_any_recipe_runs(monkeypatch
     provide(monkeypatch, "audiolm_utils.study.run", run_or_load=lambda *_, **__: pytest.fail("it ran"))
     assert cli.main(["study", *names]) == 1
     assert "encoders" in (error := capsys.readouterr().err) and "run in one process, and 2 were launched" in error
+
+
+def test_with_ray_each_recipe_and_experiment_is_a_call_on_the_cluster(monkeypatch, capsys):
+    def run_on_ray(calls, address):
+        assert address == "auto"
+        return [{"name": name, "call": call} for name, call in calls.items()]
+
+    provide(monkeypatch, "audiolm_utils.study.cluster", run_on_ray=run_on_ray)
+    assert cli.main(["study", "full-base", "encoders", "--ray", "auto", "--report-to", "tensorboard"]) == 0
+    printed = capsys.readouterr().out.replace("}\n{", "},{")
+    assert json.loads(f"[{printed}]") == [
+        {
+            "name": "full-base",
+            "call": [
+                "audiolm_utils.study.run:run_or_load",
+                ["full-base"],
+                {"fresh": False, "report_to": "tensorboard"},
+            ],
+        },
+        {"name": "encoders", "call": [cli.EXPERIMENTS["encoders"], [], {"fresh": False}]},
+    ]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["study", "full-base", "--ray", "auto"]) == 1
+    assert "one process, and 2 were launched: leave out one" in capsys.readouterr().err
+
+
+def test_without_ray_its_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert cli.main(["study", "pocket-quick", "--ray", "local"]) == 1
+    assert capsys.readouterr().err == "audiolm: the package ray is not installed: pip install -e '.[cluster]'\n"
 
 
 @pytest.mark.parametrize("command", ["study", "evaluate"])
@@ -213,6 +245,12 @@ def test_data_counts_the_clips_at_hand_and_hours_by_manifest_and_task(monkeypatc
         ["stage1", "asr", "1", "0", "0", "0.25"],
         ["stage2", "QA", "1", "0", "1", "0.50"],
     ]
+
+
+def test_data_prints_the_plan_of_the_full_data(monkeypatch, capsys):
+    provide(monkeypatch, "audiolm_utils.study.plan", plan=lambda: "| a plan |")
+    assert cli.main(["data", "--plan"]) == 0
+    assert capsys.readouterr().out == "| a plan |\n"
 
 
 def test_data_checks_an_annotation_and_names_all_its_problems(capsys, tiny_clip):

@@ -1,10 +1,24 @@
+import errno
 import multiprocessing
+import resource
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from audiolm_utils.data.cache import atomic_path, cache_dir, lock, remove_partials, sha256_file
+from audiolm_utils.data.cache import (
+    DiskFullError,
+    append_synced,
+    atomic_path,
+    cache_dir,
+    full_disk_named,
+    lock,
+    remove_partials,
+    sha256_file,
+)
 
 
 def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
@@ -60,6 +74,64 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path, error):
         raise error
     assert final.read_text() == "old"
     assert list(tmp_path.iterdir()) == [final]
+
+
+@contextmanager
+def room_for(n_bytes: int):
+    """No file may grow beyond some bytes: what a full disk is to whoever writes, with another number."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda p: p.write_bytes(bytes(9000)), lambda p: save_file({"a": torch.ones(9000)}, p)]
+)
+def test_what_does_not_fit_is_named_with_folder_space_and_mend(tmp_path, write):
+    final = tmp_path / "new" / "model.safetensors"
+    said = (
+        rf"File too large: model\.safetensors needs more than [\d,]+ bytes, and [\d,]+ are free in {tmp_path}/new\. "
+        "Make room there, or let AUDIOLM_CACHE name a folder with more, and run the same again"
+    )
+    with room_for(4096), pytest.raises(DiskFullError, match=said) as caught, atomic_path(final) as partial:
+        write(partial)
+    assert caught.value.filename == str(final) and not list(final.parent.iterdir())
+
+
+def test_what_is_needed_is_said_where_it_is_known_for_the_outermost(tmp_path):
+    needed = 1 << 60
+    with (
+        pytest.raises(DiskFullError, match=rf"No space left.*checkpoint needs {needed:,} bytes") as caught,
+        atomic_path(tmp_path / "checkpoint", needed) as partial,
+        atomic_path(partial / "weights") as inner,
+    ):
+        inner.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+    elsewhere = DiskFullError(errno.ENOSPC, "the wheel needs more", str(tmp_path / "wheel"))
+    with pytest.raises(DiskFullError, match="the wheel needs more"), atomic_path(tmp_path / "weights"):
+        raise elsewhere
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "no"), ValueError("x"), RuntimeError("y"), KeyboardInterrupt()]
+)
+def test_other_errors_pass_as_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as caught, full_disk_named(tmp_path / "file"):
+        raise error
+    assert caught.value is error
+
+
+def test_what_cannot_be_appended_is_cut_off_again(tmp_path):
+    path = tmp_path / "log"
+    assert append_synced(path, 0, [b"whole"]) == 5
+    with room_for(4096), pytest.raises(OSError, match="too large"):
+        append_synced(path, 5, [bytes(3000), bytes(3000)])
+    assert path.read_bytes() == b"whole"
+    assert append_synced(path, 2, [b"o", b"!"]) == 4 and path.read_bytes() == b"who!"
 
 
 def test_writing_nothing_is_an_error(tmp_path):

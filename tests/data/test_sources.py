@@ -10,6 +10,7 @@ import pytest
 
 from audiolm_utils.data import sources
 from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.cache import DiskFullError
 from audiolm_utils.data.sources import (
     BASE_RECORDINGS,
     KINDS,
@@ -175,11 +176,7 @@ def test_a_package_is_unpacked_once_as_an_ordinary_user(empty_cache, tools):
     [
         (None, None, "apt-get"),
         ("echo 'E: Unable to locate package hello' >&2; exit 100", None, "Unable to locate package hello"),
-        (
-            "touch hello.deb",
-            "mkdir $3/half; echo 'No space left on device' >&2; exit 2",
-            "No space left on device",
-        ),
+        ("touch hello.deb", "mkdir $3/half; echo 'not a Debian archive' >&2; exit 2", "not a Debian archive"),
         ("exit 0", None, "expected 1"),
     ],
 )
@@ -189,6 +186,14 @@ def test_a_package_that_cannot_be_had_warns_and_leaves_nothing(empty_cache, tool
             script(tools, name, body)
     with pytest.warns(SourceUnavailable, match=f"(?s)hello cannot be had.*{message}.*apt-get update"):
         assert fetch_debian("hello") is None
+    assert os.listdir(empty_cache / "debian") == []
+
+
+def test_a_full_disk_is_no_missing_package(empty_cache, tools):
+    script(tools, "apt-get", "touch hello.deb")
+    script(tools, "dpkg-deb", "mkdir $3/half; echo 'No space left on device' >&2; exit 2")
+    with pytest.raises(DiskFullError, match=r"hello needs more than [0-9,]+ bytes.* free in .*debian\. Make room"):
+        fetch_debian("hello")
     assert os.listdir(empty_cache / "debian") == []
 
 

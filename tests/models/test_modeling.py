@@ -1,6 +1,7 @@
 """The whole model: batches equal single clips, strict files, frozen parts that stay frozen."""
 
 import json
+import resource
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from audiolm_utils.data.cache import DiskFullError
 from audiolm_utils.models.listening import AUDIO_INPUTS
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.moe import MoEPlan
@@ -405,6 +407,19 @@ def test_a_saved_model_comes_back_equal(parts, tmp_path, variant):
         assert torch.equal(loaded(**batch).loss, model(**batch).loss)
         theirs = loaded.state_dict()
         assert all(torch.equal(v, theirs[k]) for k, v in model.state_dict().items())
+
+
+def test_a_save_that_does_not_fit_leaves_what_was_saved_before(parts, tmp_path):
+    tiny.build(parts, seed=7)[0].save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(DiskFullError, match=rf"model\.safetensors needs more than .* free in {tmp_path}\."):
+            tiny.build(parts, seed=8, **tiny.WITH_CTC)[0].save_pretrained(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_file_holds_connector_and_adapters_only(parts, tmp_path):

@@ -158,7 +158,7 @@ def test_a_table_shares_the_rows_of_the_output_layer_tied_to_it():
 
 @pytest.mark.parametrize(("flags", "wanted"), [({"amx_bf16", "sse"}, "bf16"), ({"avx512_bf16"}, "int8"), ((), "int8")])
 def test_encoders_take_bfloat16_where_the_cpu_multiplies_matrices_of_it(monkeypatch, flags, wanted):
-    monkeypatch.setattr(precision_module, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(precision_module, "cpu_flags", lambda: frozenset(flags))
     assert precision_module.fast_encoder_precision() == wanted
 
 

@@ -13,6 +13,7 @@ from audiolm_utils.study import public_corpus
 from audiolm_utils.study.full_recipes import FULL_RECIPES
 from audiolm_utils.study.public_corpus import PublicCorpus
 from tests import tiny
+from tests.usual_folders import write_usual_folders
 
 RECIPE = FULL_RECIPES["base"]
 STAGE1, STAGE2 = RECIPE.stages
@@ -102,6 +103,22 @@ def test_a_clip_that_is_too_long_is_named(root):
     with pytest.raises(AnnotationError, match=r"at most 30 s.*\n.*long\.wav lasts 31\.0 s"):
         PublicCorpus().prepare(RECIPE)
     assert not list((cache_dir() / "durations").glob("*.part"))
+
+
+def test_librispeech_and_clotho_are_taken_as_they_stand_but_for_what_is_too_long(root):
+    write_usual_folders(root)
+    corpus = PublicCorpus()
+    said = r"^1 of 3 rows of LibriSpeech/test-clean are left out: their clips last more than 30 s\.$"
+    with pytest.warns(UserWarning, match=said):
+        corpus.prepare(RECIPE)
+    for stage, task in ((STAGE1, "audiocaption"), (STAGE2, "audiocaption_v2")):
+        of_sets = [
+            i for i in corpus.training_items(stage) if i.source in ("LibriSpeech/train-clean-100", "clotho/development")
+        ]
+        assert [i.task for i in of_sets] == ["asr"] * 4 + [task] * 10
+    tests = corpus.test_sets()
+    assert [i.text for i in tests["LibriSpeech/test-clean"][0]] == ["AN OX", "SEA BED"]
+    assert [len(i.references) for i in tests["clotho/evaluation"][0]] == [4, 4]
 
 
 def test_a_question_without_a_question_is_named(root):

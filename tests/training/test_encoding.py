@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.audio import write_wav
 from audiolm_utils.models.projector import ProjectorConfig
 from audiolm_utils.training.dataset import AudioDataset
 from audiolm_utils.training.encoding import JoinedFeatures, encode_items, speech_hash
@@ -58,6 +60,35 @@ def test_features_in_bfloat16_lie_apart_and_near_those_in_float32(parts, items, 
     for item in items:
         off = np.linalg.norm(mixed[item.id].astype(float) - exact[item.id]) / np.linalg.norm(exact[item.id])
         assert 0 < off < 0.03
+
+
+def test_encoding_that_was_broken_off_goes_on_to_the_same_bytes(parts, tmp_path, monkeypatch):
+    """Rounding depends on the batch: a clip alone and among others may differ in float16."""
+    items = []
+    for n in range(10):
+        write_wav(tmp_path / f"{n}.wav", tiny.clip(0.5 + 0.21 * n, n))
+        items.append(AudioItem(id=f"clip{n}", path=f"{n}.wav", text="on", task="asr", duration_s=0.5 + 0.21 * n))
+    model, processor = tiny.build(parts)
+
+    def encode(folder):
+        how = {"batch_size": 3, "flush_bytes": 4000, "progress": False}  # two clips fill it
+        return encode_items(model, processor, items, tmp_path, tmp_path / folder, **how).folder
+
+    whole, audio_features, calls = encode("whole"), processor.audio_features, []
+
+    def power_cut(clips):
+        calls.append(clips)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return audio_features(clips)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(processor, "audio_features", power_cut)
+        encode("broken")
+    assert len(FeatureCache(tmp_path / "broken", whole.name)) == 6
+    broken = encode("broken")
+    for name in ("features.f16", "index.jsonl"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_damaged_stream_is_encoded_again(parts, items, tmp_path):

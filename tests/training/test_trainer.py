@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask
+from audiolm_utils.data.cache import DiskFullError
 from audiolm_utils.training.dataset import AudioDataset, Collator
 from audiolm_utils.training.encoding import encode_items
 from audiolm_utils.training.trainer import AudioLMTrainer, training_arguments
@@ -41,7 +42,7 @@ class StopAt(TrainerCallback):
 
 
 def make(
-    built, data, folder, objective="lm", optimizer=None, callbacks=None, collate=None, **arguments
+    built, data, folder, objective="lm", optimizer=None, callbacks=None, collate=None, validation=None, **arguments
 ) -> AudioLMTrainer:
     """A trainer of a fresh copy of the model."""
     model = copy.deepcopy(built[0])
@@ -53,6 +54,7 @@ def make(
         args=training_arguments(folder, **{**FAST, **arguments}),
         data_collator=collate or Collator(built[1], objective),
         train_dataset=data,
+        eval_dataset=validation,
         optimizers=(sgd, None),
         callbacks=callbacks,
     )
@@ -256,6 +258,34 @@ def test_checkpoints_hold_no_pickled_arguments_and_no_secrets(built, data, tmp_p
             torch.load(tmp_path / "checkpoint-1" / name, weights_only=True)
 
 
+def test_the_best_checkpoint_is_found_where_it_was_moved(built, data, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 1}
+    fast = {"max_steps": 2, "save_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0}
+    trainer = make(built, data, tmp_path, "ctc", validation=data, **fast, **best)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("cut", ["_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_a_checkpoint_that_fails_leaves_the_last_whole_one(built, data, tmp_path, monkeypatch, cut):
+    trainer = make(built, data, tmp_path, "ctc", max_steps=1, save_steps=1)
+    trainer.train()
+
+    def fail(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(AudioLMTrainer, cut, fail)
+    trainer = make(built, data, tmp_path, "ctc", max_steps=2, save_steps=1)
+    with pytest.raises(DiskFullError, match=rf"checkpoint-2 needs .* bytes, and .* are free in {tmp_path}\. Make room"):
+        trainer.train(resume_from_checkpoint=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    monkeypatch.undo()
+    trainer = make(built, data, tmp_path, "ctc", max_steps=2, save_steps=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
 def test_frozen_parts_stay_as_they_were(built, data, tmp_path):
     trainer = make(built, data, tmp_path, max_steps=2, save_strategy="no", learning_rate=1e-2)
     trainer.train()
@@ -298,3 +328,12 @@ def test_thirty_steps_overfit_four_utterances(built, data, tmp_path, objective):
 def test_bfloat16_needs_no_further_word_on_a_cpu(tmp_path):
     args = training_arguments(tmp_path, bf16=True)
     assert args.bf16 and (args.device.type == "cpu") == (not torch.accelerator.is_available())
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "nowhere"])
+def test_losses_that_cannot_be_reported_are_refused_before_any_work(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    with pytest.raises(
+        ValueError, match=rf"losses cannot be reported to {name}: .*Install its package, or leave it out"
+    ):
+        training_arguments(tmp_path, report_to=name)

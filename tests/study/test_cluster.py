@@ -1,0 +1,161 @@
+"""Recipes as tasks of Ray: what they ask for, and two machines of which one dies, against one process.
+
+Run as a module in a folder that `prepare` made, it is the command: in this process, or on the cluster at an address.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from audiolm_utils.study import cluster
+from audiolm_utils.study.full_size import EXPERIMENT
+from audiolm_utils.study.recipe import Recipe, Stage
+from audiolm_utils.study.results import result_path
+from audiolm_utils.study.run import run_or_load
+from tests import tiny
+
+NAMES = ("tiny-0", "tiny-1")
+STEPS, SAVED = 60, 5
+QUIET = {"use_cpu": True, "disable_tqdm": True, "save_steps": SAVED, "save_total_limit": STEPS, "logging_steps": 10}
+TIMES = {"created", "efficiency", "minutes"}  # what differs from one run to the next
+
+
+def recipe(seed: int) -> Recipe:
+    """A tiny model on the tiny public sets, in one stage; its parts are looked for in the command's folder."""
+    stage = Stage("stage1", "lm", STEPS, ("projector", "lora"), batch_size=2, from_audio=True, prompt_repeats=1)
+    settings = {"scale": "full", "seed": seed, "lora": tiny.LORA, "compress": False, "ctc_head": False}
+    return tiny.make_recipe(Path("parts"), NAMES[seed], stages=(stage,), **settings)
+
+
+def prepare(folder: Path, repository: Path) -> Path:
+    """Write tiny models, clips and annotations, and a repository of our code whose results are its own."""
+    tiny.write_speech_model(folder / "parts" / "speech")
+    tiny.write_text_model(folder / "parts" / "text")
+    tiny.write_public_sets(folder / "public")
+    for captions in ("sounds/train.json", "sounds/test.json"):  # their scores need tools
+        (folder / "public" / captions).unlink()
+    warned_of = result_path(EXPERIMENT).relative_to(repository)  # how long a full recipe takes without a GPU
+    (folder / "repository" / warned_of).parent.mkdir(parents=True)
+    shared = [
+        f"data/{path.name}" for path in (repository / "data").iterdir() if path.name not in ("results", "adapters")
+    ]
+    for name in ("audiolm_utils", "tests", warned_of, *shared):
+        (folder / "repository" / name).symlink_to(repository / name)
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    ours = {"AUDIOLM_CACHE": folder / "cache", "AUDIOLM_DATA_ROOT": folder / "public"}
+    ours |= {"PYTHONPATH": folder / "repository", "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1}
+    return {**os.environ, **{name: str(value) for name, value in ours.items()}, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def start(folder: Path, *address: str) -> subprocess.Popen:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "tests.study.test_cluster", str(folder), *address]
+    return subprocess.Popen(command, env=environment(folder), cwd=folder, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-4000:]
+
+
+def timeless(value):
+    """A row without what no two runs have in common."""
+    if isinstance(value, dict):
+        return {name: timeless(part) for name, part in value.items() if name not in TIMES}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def saved(folder: Path) -> dict[Path, int]:
+    """When each checkpoint was written, in ns."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("cache/runs/*/0-stage1/checkpoint-*/config.json")}
+
+
+@pytest.mark.slow
+def test_two_machines_of_which_one_dies_give_what_one_process_gives(tmp_path, repository, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[cluster]'")
+    from ray.cluster_utils import Cluster
+
+    alone, together = (prepare(tmp_path / name, repository) for name in ("alone", "together"))
+    finish(start(alone))
+    for name, value in environment(together).items():
+        monkeypatch.setenv(name, value)
+    sessions = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets have short paths
+    machine = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    machines = Cluster(
+        initialize_head=True, head_node_args={**machine, "temp_dir": sessions, "include_dashboard": False}
+    )
+    try:
+        mortal = machines.add_node(**machine)
+        machines.wait_for_nodes()
+        command = start(together, machines.address)
+        deadline = time.monotonic() + 120
+        while len({path.parents[2] for path in saved(together)}) < len(NAMES):
+            assert command.poll() is None and time.monotonic() < deadline, "the recipes have not begun to train"
+            time.sleep(0.02)
+        machines.remove_node(mortal, allow_graceful=False)
+        before = saved(together)
+        done = list(together.glob("cache/runs/*/0-stage1/stage.json"))
+        finish(command)
+    finally:
+        machines.shutdown()
+        shutil.rmtree(sessions, ignore_errors=True)
+    assert done == [], "it died too late to be in the middle"
+    after = saved(together)
+    assert len(after) == len(NAMES) * STEPS // SAVED and before.items() <= after.items()  # no step was done again
+    for name in NAMES:
+        data = [folder / "repository" / "data" for folder in (alone, together)]
+        rows = [json.loads((place / "results" / "full" / f"{name}.json").read_text(encoding="utf-8")) for place in data]
+        assert timeless(rows[0]) == timeless(rows[1]) and len(rows[0]["training"]["stages"][0]["loss_curve"]) == 6
+        for file in (f"results/full/{name}.samples.jsonl", f"adapters/{name}/model.safetensors"):
+            assert (data[0] / file).read_bytes() == (data[1] / file).read_bytes(), file
+    printed = json.loads((together / "printed.json").read_text())
+    assert [row["recipe"] for row in printed] == list(NAMES)
+
+
+CPU, GPUS = {"CPU": 16.0, "memory": 1e9}, {"CPU": 64.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "machines", "asked"),
+    [
+        ("full-base", [CPU, GPUS], {"num_gpus": 1, "num_cpus": 8}),
+        ("full-base", [CPU, {"CPU": 4.0}], {"num_cpus": 4}),
+        ("pocket-quick", [CPU, GPUS, {"memory": 1e9}], {"num_cpus": 16}),
+        ("encoders", [GPUS], {"num_cpus": 64}),
+    ],
+)
+def test_a_task_asks_for_a_machine_or_for_a_gpu(name, machines, asked):
+    assert cluster.demand(name, machines) == asked
+
+
+def test_a_machine_that_does_not_share_the_folders_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    call, here = ("builtins:dict", (), {"a": 1}), Path.cwd()
+    marker = tmp_path / "marker"
+    with pytest.raises(FileNotFoundError, match=f"does not share .* and {tmp_path}"):
+        cluster._call(call, {}, here, cluster.REPOSITORY, marker)
+    marker.touch()
+    assert cluster._call(call, {}, here, cluster.REPOSITORY, marker) == {"a": 1}
+    with pytest.raises(FileNotFoundError, match=f"does not share {tmp_path} and"):
+        cluster._call(call, {}, here, tmp_path, marker)
+
+
+if __name__ == "__main__":
+    place, *where = sys.argv[1:]
+    recipes = [recipe(seed) for seed in range(len(NAMES))]
+    if where:
+        function = "audiolm_utils.study.run:run_or_load"
+        rows = list(cluster.run_on_ray({each.name: (function, (each,), QUIET) for each in recipes}, where[0]))
+    else:
+        rows = [run_or_load(each, **QUIET) for each in recipes]
+    (Path(place) / "printed.json").write_text(json.dumps(rows))
