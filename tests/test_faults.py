@@ -280,7 +280,7 @@ def test_a_checkpoint_that_a_crash_cut_is_not_resumed_from(given, undisturbed, n
 
 def taken_kib(*folders: Path) -> int:
     """The room that files take on a disk of 4 KiB blocks."""
-    return sum(-(-path.stat().st_size // 4096) * 4 for folder in folders for path in folder.rglob("*"))
+    return sum(-(-path.lstat().st_size // 4096) * 4 for folder in folders for path in folder.rglob("*"))
 
 
 @pytest.fixture
@@ -323,14 +323,16 @@ def test_a_full_disk_is_named_and_costs_nothing_that_was_whole(
     small_disk(round(sum(room[:-1]) + share * room[-1]))
     nurseries[0].start(job, folder)
     assert nurseries[0].end() == 1
-    said = re.search(
+    found = re.findall(
         r"DiskFullError: .*No space left on device: (\S+) needs (more than )?([\d,]+) bytes, and ([\d,]+) are free in "
         r"(\S+)\. Make room there, or let AUDIOLM_CACHE name a folder with more, and run the same again",
         log_of(folder),
     )
-    assert said, log_of(folder)
-    name, needed, free, place = said[1], *(int(said[n].replace(",", "")) for n in (3, 4)), Path(said[5])
-    assert place.is_relative_to(folder) and 0 <= free <= 1024 * sum(room) and (said[2] or needed > free)
+    assert found, log_of(folder)
+    name, more, needed, free, place = found[-1]  # the last word is that of what is written as a whole
+    free_bytes, needed_bytes, place = int(free.replace(",", "")), int(needed.replace(",", "")), Path(place)
+    assert place.is_relative_to(folder) and 0 <= free_bytes <= 1024 * sum(room)
+    assert needed_bytes > free_bytes or (more and needed_bytes == free_bytes)
     assert left_over(folder) == []
     if job == "features":
         for cache in (FeatureCache(path.parent, path.name) for path in folder.glob("features/*")):
@@ -373,5 +375,5 @@ def test_a_seed_gives_the_same_losses_weights_and_answers_in_every_process(given
     assert len(one["0-align row"]["loss_curve"]) == 12 and len(one["answer"][0]) == 16
     other = given("training", "other")
     nurseries[0].run("training of another seed", other)
-    differing = {name for name, value in made("training", other).items() if value != one[name]}
+    differing = {name for name, value in made("training", other).items() if value != one.get(name)}
     assert differing >= {"0-align row", "logits", "stages/2-speak/model.safetensors"}
