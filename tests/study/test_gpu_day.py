@@ -143,7 +143,7 @@ def test_a_training_is_interrupted_goes_on_is_measured_again_and_its_model_liste
     assert stopped.returncode == cli.INTERRUPTED, stopped.stderr[-4000:]
     assert "full-llama-3.2-1b-4-bit is for a GPU, and there is none" in stopped.stderr
     assert "1 of 3 rows of LibriSpeech/test-clean are left out" in stopped.stderr
-    assert stopped.stderr.endswith("interrupted; the same command resumes\n")
+    assert "audiolm: interrupted; the same command resumes\n" in stopped.stderr
     goes_on = REPORT
     if find_spec("tensorboard") is None:
         refused = shell(REPORT)
