@@ -180,7 +180,7 @@ def made(job: str, folder: Path) -> dict[str, object]:
     }
     for path in sorted(folder.rglob("stage.json")):
         row = json.loads(path.read_text(encoding="utf-8"))
-        found[f"{path.parent.name} row"] = {name: value for name, value in row.items() if name != "minutes"}
+        found[f"{path.parent.name} row"] = {name: value for name, value in row.items() if "minutes" not in name}
     for path in sorted(folder.glob("results/*/*.json")):
         found["quality"] = json.loads(path.read_text(encoding="utf-8"))["quality"]
     if (folder / "outputs.pt").is_file():
