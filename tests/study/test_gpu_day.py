@@ -50,7 +50,8 @@ def commands() -> list[str]:
     return [line for block in re.findall(r"```\n(.*?)```", section[1], re.DOTALL) for line in block.splitlines()]
 
 
-INSTALL, LOGIN, STUDY, REPORT, BOARD, EVALUATE, TRANSCRIBE, DDP, FSDP = commands()
+# Behind them stand those of Ray, which test_cluster.py runs.
+INSTALL, LOGIN, STUDY, REPORT, BOARD, EVALUATE, TRANSCRIBE, DDP, FSDP, *_ = commands()
 
 
 def put_into_hub(hub: Path, name: str, write: Callable[[Path], object]) -> None:
