@@ -196,6 +196,15 @@ def test_missing_speech_is_rendered_in_order_and_measured(bare_cache, monkeypatc
     assert any("lacks 1 of tts" in message for message in messages)
 
 
+def test_what_a_killed_build_left_is_removed_by_the_next(bare_cache, monkeypatch):
+    item = utterance(1)
+    left = cache_dir() / "tts" / ".0.wav-killed.part"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(corpus, "fetch_source", lambda source: True)
+    monkeypatch.setattr(corpus, "render", lambda item, root: place(item))
+    assert prepare_corpus([item], progress=False) == [item] and not left.exists()
+
+
 def test_missing_sources_are_named_and_the_rest_is_used(bare_cache, monkeypatch):
     here = replace(utterance(0), source="asterisk", render=None)
     place(here)

@@ -189,6 +189,14 @@ def test_a_package_that_cannot_be_had_warns_and_leaves_nothing(empty_cache, tool
     assert os.listdir(empty_cache / "debian") == []
 
 
+def test_what_a_killed_download_left_is_removed_by_the_next(empty_cache, tools):
+    left = empty_cache / "debian" / ".hello-killed.part"
+    left.mkdir(parents=True)
+    script(tools, "apt-get", "touch hello_1_all.deb")
+    script(tools, "dpkg-deb", "exit 0")
+    assert fetch_debian("hello") and not left.exists()
+
+
 def test_a_full_disk_is_no_missing_package(empty_cache, tools):
     script(tools, "apt-get", "touch hello.deb")
     script(tools, "dpkg-deb", "mkdir $3/half; echo 'No space left on device' >&2; exit 2")

@@ -125,8 +125,10 @@ def test_a_broken_off_stage_goes_on_to_the_same_weights(recipe, items, tmp_path,
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(type(fresh), "align", power_cut)
         train_stage(recipe, ALIGN, fresh, processor, items, tmp_path / "broken", **saving)
+    (tmp_path / "broken" / ".checkpoint-3-killed.part").mkdir()  # what a kill leaves
     other, _ = build_model(recipe, items)
     row = train_stage(recipe, ALIGN, other, processor, items, tmp_path / "broken", **saving)
+    assert not list(tmp_path.glob("broken/*.part"))
     assert row["loss_curve"] == whole["loss_curve"]
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
 

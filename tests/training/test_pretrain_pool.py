@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from audiolm_utils.data.sources import LICENCES
 from audiolm_utils.data.splits import parts_of
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.models.fbank import BEATS_FBANK, EAT_FBANK, kaldi_fbank
+from audiolm_utils.training import pretrain_pool
 from audiolm_utils.training.pretrain_pool import ClipPool, Views, events_of, group_of, pool_items
 
 PLAIN = Views(
@@ -103,6 +105,25 @@ def test_what_is_built_is_the_filter_bank_of_each_file_and_is_built_once(empty_c
         clips.append(clip)
     monkeypatch.setattr("audiolm_utils.training.pretrain_pool._write_pool", None)
     assert ClipPool.build(items, config).clips == clips
+
+
+def test_pools_built_at_once_are_one_and_what_a_killed_build_left_is_removed(empty_cache, monkeypatch):
+    items = [AudioItem(f"{n}", f"{n}.wav", "hello", "asr", source="asterisk") for n in range(4)]
+    for item in items:
+        write_wav(cache_dir() / item.path, np.full(8000, 0.1, np.float32))
+    ClipPool.build(items, BEATS_FBANK)
+    (folder,) = (cache_dir() / "pretrain").iterdir()
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    folder.rename(folder.with_name(f".{folder.name}-killed.part"))
+    written = []
+    monkeypatch.setattr(
+        pretrain_pool, "_write_pool", lambda *args, f=pretrain_pool._write_pool: written.append(f(*args))
+    )
+    with ThreadPoolExecutor(3) as threads:
+        pools = list(threads.map(lambda _: ClipPool.build(items, BEATS_FBANK), range(3)))
+    assert len(written) == 1 and all(len(pool.clips) == 4 for pool in pools)
+    assert list(folder.parent.iterdir()) == [folder]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
 def test_a_seed_decides_an_example():
