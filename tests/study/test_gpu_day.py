@@ -20,7 +20,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 import soundfile
 import torch
@@ -214,7 +213,7 @@ def main() -> int:
         patch.object(run, "write_result", below_here("write_result")),
         patch.object(run, "_long_run", lambda: {"logging_steps": 1, "save_steps": 1}),
         patch.object(public_corpus, "CAPTION_SCORES", {}),
-        patch.object(public_corpus, "noise_clip", lambda: tiny.clip(1.0).astype(np.float32)),
+        patch.object(public_corpus, "measure_efficiency", lambda *_: {}),  # a further process; another test has it
         patch.object(AudioLMTrainer, "compute_loss", counted),
     ):
         status = cli.main(sys.argv[1:])
