@@ -152,7 +152,7 @@ def imported_modules(source: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("audiolm_utils", ["core", "lab", "demo", "export", "gpu"]),
+        ("audiolm_utils", ["core", "lab", "cluster", "demo", "export", "gpu"]),
         ("tests", ["core", "test"]),
         ("tools", ["core", "lab", "test"]),
     ],

@@ -15,7 +15,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from audiolm_utils import __version__
-from audiolm_utils.app.complaints import complain, is_expected
+from audiolm_utils.app.complaints import complain, is_expected, show_warning
 from audiolm_utils.app.listening import ask, describe, transcribe
 from audiolm_utils.app.study_help import EXPERIMENTS, STUDY_HELP
 
@@ -72,9 +72,7 @@ def study(args: argparse.Namespace) -> int:
             "accelerate. A recipe that is named may have several"
         )
     if processes > 1 and args.ray:
-        raise ValueError(
-            f"--ray gives a recipe to one process, and {processes} were launched: leave out one of the two"
-        )
+        raise ValueError(f"--ray starts processes itself, and {processes} were launched: leave out one of the two")
     options: dict[str, Any] = {"fresh": args.fresh}
     reporting = options | ({"report_to": args.report_to} if args.report_to else {})
     run = "audiolm_utils.study.run:run_or_load"
@@ -222,11 +220,6 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--port", type=positive_int, default=7860, help="(default: 7860)")
     command(doctor)
     return parser
-
-
-def show_warning(message: Warning | str, *_: Any) -> None:
-    """Print a warning as one line, without the source line Python adds."""
-    print(f"audiolm: warning: {message}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

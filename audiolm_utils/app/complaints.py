@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 
 def is_expected(error: Exception) -> bool:
@@ -27,3 +28,8 @@ def complain(error: Exception) -> None:
             extra = "cluster" if name == "ray" else "lab,demo,test"
             message = f"the package {name} is not installed: pip install -e '.[{extra}]'"
     print(f"audiolm: {message}", file=sys.stderr)
+
+
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """Print a warning as one line, without the source line Python adds."""
+    print(f"audiolm: warning: {message}", file=sys.stderr)

@@ -83,7 +83,7 @@ def test_the_commands_of_the_plan_are_ones_that_parse(repository):
     launches = re.findall(r"^accelerate (launch .*)$", block, re.MULTILINE)
     assert len(launches) == 3
     for line in launches:
-        launched = launch_command_parser().parse_args(shlex.split(line)[1:])
+        launched = launch_command_parser().parse_args(shlex.split(line, comments=True)[1:])
         _validate_launch_command(launched)
         assert (repository / launched.config_file).is_file() and launched.training_script == "audiolm_utils"
         build_parser().parse_args(launched.training_script_args)
