@@ -69,7 +69,7 @@ def build_corpus(folder: Path) -> None:
     planned = read_items(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "POCKET_MANIFEST", folder / "pocket" / "manifest.jsonl.gz")
-        patch.setattr(corpus, "plan_corpus", lambda seed, n: planned)  # the true plan reads an hour of recordings
+        patch.setattr(corpus, "plan_corpus", lambda seed, n: planned)  # the true plan decodes every recording
         corpus.build_manifest()
 
 

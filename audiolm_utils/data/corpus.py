@@ -99,6 +99,7 @@ def _plan_speech(folder: Path, prompts: list[AudioItem], seed: int, n: int) -> l
 def prepare_corpus(
     items: list[AudioItem] | None = None,
     *,
+    base: list[AudioItem] | None = None,
     sources: Collection[str] | None = None,
     tts_limit: int | None = None,
     workers: int = 2,
@@ -106,12 +107,12 @@ def prepare_corpus(
 ) -> list[AudioItem]:
     """Fetch and render what `items` (the committed manifest by default) need; return those with their audio.
 
-    `sources` keeps some sources only; `tts_limit` keeps what needs no more than the first n synthetic training
+    What they ask about or mix and do not hold is looked up in `base`, by default the committed manifest. `sources` keeps some sources only; `tts_limit` keeps what needs no more than the first n synthetic training
     clips of the committed manifest (of `items`, where none is from there). Paths are relative to `cache_dir()`.
     What is missing is warned about; raises `CorpusError` where there should be speech and none is left.
     """
     folder = cache_dir()
-    base = read_pocket_manifest()
+    base = read_pocket_manifest() if base is None else base
     items = base if items is None else items
     items = [item for item in items if sources is None or item.source in sources]
     if tts_limit is not None:
@@ -214,8 +215,12 @@ def read_pocket_manifest() -> list[AudioItem]:
 
 
 def build_manifest(seed: int = 0, tts_utterances: int = 16_000, workers: int = 2) -> list[AudioItem]:
-    """Plan and render the base corpus, write the manifest and its hash; raises `CorpusError` on a leak."""
-    items = prepare_corpus(plan_corpus(seed, tts_utterances), workers=workers)
+    """Plan and render the base corpus, write the manifest and its hash; raises `CorpusError` on a leak.
+
+    The committed manifest is not read: a build that was killed between the two files has left a wrong hash.
+    """
+    planned = plan_corpus(seed, tts_utterances)
+    items = prepare_corpus(planned, base=planned, workers=workers)
     items = [item for item in items if (item.duration_s or 0) <= MAX_DURATION_S]
     refuse_leaks(items)
     write_committed(POCKET_MANIFEST, items)

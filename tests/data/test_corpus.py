@@ -111,6 +111,18 @@ def test_a_changed_manifest_is_refused(manifest, tmp_path, monkeypatch):
         read_pocket_manifest()
 
 
+def test_a_build_goes_on_where_one_was_killed_between_manifest_and_hash(empty_cache, monkeypatch, tmp_path):
+    items = [utterance(n) for n in range(3)]
+    place(*items)
+    write_committed(tmp_path / "manifest.jsonl.gz", items)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    (tmp_path / "manifest.sha256").write_text("0" * 64 + "  manifest.jsonl\n")
+    monkeypatch.setattr(corpus, "POCKET_MANIFEST", tmp_path / "manifest.jsonl.gz")
+    monkeypatch.setattr(corpus, "plan_corpus", lambda seed, n: items)
+    assert corpus.build_manifest() == items
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
 def test_what_is_there_needs_no_source(bare_cache, monkeypatch):
     items = [utterance(n) for n in range(3)]
     place(*items)
