@@ -140,6 +140,19 @@ def test_two_machines_of_which_one_dies_give_what_one_process_gives(tmp_path, re
     assert [row["recipe"] for row in printed] == list(NAMES)
 
 
+@pytest.mark.slow
+def test_what_one_call_raises_comes_after_the_rows_of_the_others(monkeypatch, empty_cache):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[cluster]'")
+    sessions = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    monkeypatch.setenv("RAY_TMPDIR", sessions)
+    rows = cluster.run_on_ray({"bad": ("builtins:int", ("x",), {}), "good": ("builtins:dict", (), {"a": 1})}, "local")
+    assert next(rows) == {"a": 1}
+    with pytest.raises(ValueError, match="invalid literal for int"):
+        next(rows)
+    assert not list(empty_cache.glob(".shared-*"))
+    shutil.rmtree(sessions, ignore_errors=True)
+
+
 CPU, GPUS = {"CPU": 16.0, "memory": 1e9}, {"CPU": 64.0, "GPU": 8.0}
 
 

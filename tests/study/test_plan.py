@@ -72,6 +72,7 @@ def test_no_way_has_more_gpus_than_the_batch_can_be_shared_by():
     assert all(stage.batch_size % way.gpus == 0 for stage in STAGES for way in plan.WAYS)
 
 
+@pytest.mark.slow
 def test_the_readme_of_the_data_has_the_plan_as_it_is_computed(repository):
     text = (repository / "data" / "README.md").read_text(encoding="utf-8")
     assert plan.plan() in text, "print it anew with `audiolm data --plan`"
