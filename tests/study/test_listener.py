@@ -69,8 +69,12 @@ def test_a_stream_ends_with_what_a_call_answers(placed):
 def test_greedy_answers_grow_and_end_at_the_limit(placed):
     recipe, (clip, _) = placed
     hears = Listener(dataclasses.replace(recipe, num_beams=1))
-    *_, before, last = hears.stream(clip, "audiocaption")
+    *_, before, last = hears.stream(clip, "QA", "What is it?")
     assert before.answer == last.answer and before.tokens == last.tokens <= 48 + round(12 * 0.6)
+    *_, before, last = hears.stream(clip, "audiocaption")
+    assert (
+        before.answer != last.answer == "a high tone" and before.tokens == last.tokens
+    )  # untrained words lose the vote
     assert all(seconds >= 0 for seconds in last.seconds.values())
     assert list(last.seconds) == ["frontend", "encoder", "hint", "connector", "prefill", "decode"]
     assert "hint" not in next(hears.stream(clip, "asr")).seconds
