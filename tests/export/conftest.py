@@ -12,7 +12,7 @@ OURS = {"audio_model": "beats", "lora": tiny.LORA, "speech_lora": {**tiny.LORA, 
 OURS |= tiny.COMPRESSED
 PLAIN = {"audio_model": "eat", "projector": tiny.QFORMER, "pad_to_30s": True}
 DURATIONS_S = (0.001, 0.03, 0.19, 0.5, 1.37, 2.9)
-HINTED = ("audiocaption", "QA")
+HINTED, AGREED = ("audiocaption", "QA"), ("audiocaption",)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def ours(parts, clips, tmp_path_factory):
     known = Neighbours.of(features, [f"sound {n}" for n in range(len(clips))], 4)
     folder = tmp_path_factory.mktemp("ours")
     export_model(
-        *tiny.build(parts, **OURS), folder, ctc_decode_weight=0.5, neighbours=known, hinted=HINTED
+        *tiny.build(parts, **OURS), folder, ctc_decode_weight=0.5, neighbours=known, hinted=HINTED, agreed=AGREED
     )  # the model that is compared keeps its adapters apart
     return model, processor, known, folder
 
