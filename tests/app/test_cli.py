@@ -193,7 +193,7 @@ def test_with_ray_each_recipe_and_experiment_is_a_call_on_the_cluster(monkeypatc
     ]
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.main(["study", "full-base", "--ray", "auto"]) == 1
-    assert "one process, and 2 were launched: leave out one" in capsys.readouterr().err
+    assert "starts processes itself, and 2 were launched: leave out one" in capsys.readouterr().err
 
 
 def test_without_ray_its_extra_is_named(monkeypatch, capsys):
