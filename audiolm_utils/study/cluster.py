@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -19,6 +20,7 @@ from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.study.results import REPOSITORY
 from audiolm_utils.study.run import KNOWN_RECIPES
 
+PATIENCE_S = 10
 RETRIES = 5  # after deaths of a machine or a process; an error of the task's own is not tried again
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # a function as "module:name", its arguments and keyword arguments
 
@@ -41,6 +43,7 @@ def run_on_ray(calls: Mapping[str, Call], address: str) -> Iterator[dict[str, An
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     import ray
 
+    check_reachable(address)
     environment = {name: value for name, value in os.environ.items() if name.startswith("AUDIOLM_")}
     environment["AUDIOLM_CACHE"] = str(cache_dir())
     ray.init(address)
@@ -65,6 +68,19 @@ def run_on_ray(calls: Mapping[str, Call], address: str) -> Iterator[dict[str, An
                 raise failed[0]
     finally:
         ray.shutdown()
+
+
+def check_reachable(address: str) -> None:
+    """Raise `ConnectionError` where nothing listens at HOST:PORT: Ray itself would try for a quarter of an hour."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=PATIENCE_S).close()
+        except OSError as error:
+            raise ConnectionError(
+                f"no Ray cluster is reached at {address} ({error}): start one by `ray start --head`, which names its "
+                "address, or give local"
+            ) from error
 
 
 def demand(name: str, machines: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ Run as a module in a folder that `prepare` made, it is the command: in this proc
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -167,6 +168,16 @@ CPU, GPUS = {"CPU": 16.0, "memory": 1e9}, {"CPU": 64.0, "GPU": 8.0}
 )
 def test_a_task_asks_for_a_machine_or_for_a_gpu(name, machines, asked):
     assert cluster.demand(name, machines) == asked
+
+
+def test_an_address_where_nothing_listens_is_named_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        cluster.check_reachable(address)
+    with pytest.raises(ConnectionError, match=f"no Ray cluster is reached at {address} .*ray start --head"):
+        cluster.check_reachable(address)
+    for other in ("auto", "local", "ray://nowhere:1"):
+        cluster.check_reachable(other)
 
 
 def test_a_machine_that_does_not_share_the_folders_is_named(tmp_path, monkeypatch):
