@@ -11,6 +11,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from tests import tiny
 
@@ -59,3 +60,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("beats", "eat"):
         tiny.write_audio_model(folder / kind, kind)
     return folder
+
+
+@pytest.fixture
+def one_thread():
+    """Compute in one thread: threads that wait for a core that others use are no part of what is timed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

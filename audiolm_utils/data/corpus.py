@@ -108,8 +108,8 @@ def prepare_corpus(
     """Fetch and render what `items` (the committed manifest by default) need; return those with their audio.
 
     What they ask about or mix and do not hold is looked up in `base`, else in the committed manifest. `sources` keeps
-    some sources only; `tts_limit` keeps what needs no more than the first n synthetic training clips of the committed
-    manifest (of `items`, where none is from there). Paths are relative to `cache_dir()`.
+    some sources only; `tts_limit` keeps what needs no more than the first n synthetic training clips of `base` (of
+    `items`, where none is from there). Paths are relative to `cache_dir()`.
     What is missing is warned about; raises `CorpusError` where there should be speech and none is left.
     """
     folder = cache_dir()

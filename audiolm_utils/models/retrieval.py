@@ -16,7 +16,7 @@ from audiolm_utils.data.cache import atomic_path
 from audiolm_utils.models.consensus import Consensus
 
 FILE = "neighbours.safetensors"
-DIMS = 768  # at most; as many as there are was best, by the validation split
+DIMS = 768  # at most; more were better up to all of them, on training clips asked without their own recording
 VOTERS, TEMPERATURE = 8, 0.1  # texts that are asked, and how far below the nearest one's cosine a vote counts 1 / e
 OWN_VOTE = 0.5  # of a model's own words, where the nearest text has 1
 LEAST = 1e-3  # of the deviation of the first direction; what varies less is rounding

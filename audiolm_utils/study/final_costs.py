@@ -43,9 +43,9 @@ def measure_final(models: Mapping[str, tuple[Path, str]], *, repeats: int = 10) 
     calls: dict[tuple[str, float, str], Callable[[], Any]] = {}
     for name, model in loaded.items():
         for seconds, clip in clips.items():
-            calls[name, seconds, "ttft_s"] = partial(_say, model, clip, 1)
+            calls[name, seconds, "ttft_s"] = partial(say, model, clip, 1)
             calls[name, seconds, "encoder_s"] = partial(_encode, model, clip)
-        calls[name, MEMORY_S, "longer"] = partial(_say, model, clips[MEMORY_S], NEW_TOKENS)
+        calls[name, MEMORY_S, "longer"] = partial(say, model, clips[MEMORY_S], NEW_TOKENS)
     times = measure_together(calls, repeats=repeats, device="cpu")
     base = next(iter(models))
     rows: list[dict[str, Any]] = []
@@ -83,7 +83,8 @@ def spoken_clip(seconds: float) -> np.ndarray:
     return np.concatenate(parts)[:wanted]
 
 
-def _say(model: Model, clip: np.ndarray, tokens: int) -> torch.Tensor:
+def say(model: Model, clip: np.ndarray, tokens: int) -> torch.Tensor:
+    """Transcribe a clip (samples,) from its waveform, greedily, in exactly as many tokens: ids (1, tokens)."""
     network, processor = model
     batch = processor([test_prompt("asr")], audio=[clip])
     return network.generate(**batch, max_new_tokens=tokens, min_new_tokens=tokens)

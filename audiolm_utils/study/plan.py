@@ -1,7 +1,8 @@
 """What training on the study's full data needs: disk, hours and reading processes, each number's kind beside it.
 
-Accounted numbers come from [`account`], measured ones from this repository's README, published ones from the papers
-named here; assumptions are constants below. Nothing here has run on a GPU.
+Accounted numbers come from [`account`], measured ones from this repository's README, published ones from the study.
+What the sets hold is written down from memory of the papers named here; assumptions are constants below. Nothing here
+has run on a GPU.
 """
 
 from __future__ import annotations

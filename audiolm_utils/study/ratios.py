@@ -13,13 +13,12 @@ import torch
 
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus
-from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.evaluation.frontends import frontends
 from audiolm_utils.evaluation.profiling import Timing, measure_together
 from audiolm_utils.models.processing import MAX_SAMPLES, SAMPLE_RATE
-from audiolm_utils.study.final_costs import spoken_clip
+from audiolm_utils.study.final_costs import say, spoken_clip
 from audiolm_utils.study.final_recipes import BASE, INFERENCE, OURS
-from audiolm_utils.study.measure import Model, timing_clip
+from audiolm_utils.study.measure import timing_clip
 from audiolm_utils.study.run import ADAPTERS, DEFAULT_RECIPE, load_model
 from audiolm_utils.study.rung_costs import load_in_a_way
 from audiolm_utils.training.dataset import AudioDataset, Collator
@@ -68,14 +67,14 @@ def features(folder: Path) -> Pair:
 def precision(folder: Path) -> Pair:
     """An answer of 16 tokens to a clip of 3 s by the shipped model: in 8 bits, and in float32."""
     models = (load_in_a_way(ADAPTERS / DEFAULT_RECIPE, way) for way in ("int8, folded", "folded, by columns"))
-    int8, fp32 = (partial(answer, model, timing_clip(), TOKENS) for model in models)
+    int8, fp32 = (partial(say, model, timing_clip(), TOKENS) for model in models)
     return int8, fp32
 
 
 def first_token(folder: Path) -> Pair:
     """From a clip of 10 s to the first token of its transcript: by ours, and by the base."""
     models = (load_in_a_way(ADAPTERS / name, INFERENCE[name]) for name in (OURS.name, BASE.name))
-    ours, base = (partial(answer, model, spoken_clip(ANSWER_S), 1) for model in models)
+    ours, base = (partial(say, model, spoken_clip(ANSWER_S), 1) for model in models)
     return ours, base
 
 
@@ -97,10 +96,3 @@ def measure_ratios(pairs: Mapping[str, Callable[[Path], Pair]] = PAIRS, *, repea
             times = measure_together(dict(enumerate(prepare(Path(folder)))), repeats=repeats, device="cpu")
         ratios[name] = Timing.of([fast / slow for fast, slow in zip(times[0].samples, times[1].samples, strict=True)])
     return ratios
-
-
-def answer(model: Model, clip: np.ndarray, tokens: int) -> torch.Tensor:
-    """Transcribe a clip (samples,) from its waveform, greedily, in exactly as many tokens."""
-    network, processor = model
-    batch = processor([test_prompt("asr")], audio=[clip])
-    return network.generate(**batch, max_new_tokens=tokens, min_new_tokens=tokens)

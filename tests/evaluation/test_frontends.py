@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from audiolm_utils.evaluation import frontends
 from audiolm_utils.evaluation.frontends import frontend_cost, kaldi_native
@@ -40,15 +39,6 @@ def test_kaldi_refuses_bins_that_hold_no_frequency():
     assert kaldi_native(np.ones(720, np.float32)).shape == (3, 120)
     with pytest.raises(ValueError, match="num_mel_bins"):
         kaldi_native(np.ones(720, np.float32), 128)
-
-
-@pytest.fixture
-def one_thread():
-    """As Kaldi's code runs: threads that wait for a busy core are no part of the question."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

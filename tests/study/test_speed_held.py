@@ -4,7 +4,6 @@ import json
 from functools import partial
 
 import pytest
-import torch
 
 from audiolm_utils.app import cli
 from audiolm_utils.evaluation import frontends, profiling
@@ -144,15 +143,6 @@ def test_the_command_fails_where_a_ratio_got_worse(monkeypatch, capsys):
     assert capsys.readouterr() == ("tables\n\nratios\n", "audiolm: slower: a is 2\n")
     assert cli.main(["bench", "--accept"]) == 0
     assert capsys.readouterr() == ("tables\n\nwritten\n", "")
-
-
-@pytest.fixture
-def one_thread():
-    """Threads that wait for a core that others use are no part of the question."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
