@@ -27,6 +27,7 @@ from audiolm_utils.models.llm import (
     plain_config,
     settle,
 )
+from audiolm_utils.models.loading import one_at_a_time
 from audiolm_utils.models.outputs import AudioLMOutput, AudioTokens
 from audiolm_utils.models.precision import cast
 from audiolm_utils.models.projector import Projector
@@ -80,6 +81,7 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
         """Leave every part as it was made or loaded."""
 
     @classmethod
+    @one_at_a_time
     def from_parts(
         cls,
         config: AudioLMConfig,
@@ -159,11 +161,9 @@ class AudioLMForConditionalGeneration(Listening, OwnWeights, PreTrainedModel):
         spliced = self._splice(tokens, input_ids, attention_mask, labels, "right")
         inputs: dict[str, Any] = {"inputs_embeds": spliced.inputs_embeds, "attention_mask": spliced.attention_mask}
         inputs |= {"use_cache": False, "output_hidden_states": output_hidden_states}
-        if self.router_loss_weight:
-            inputs["output_router_logits"] = True
+        inputs |= {"output_router_logits": True} if self.router_loss_weight else {}
         decoded = self.language_model.get_decoder()(**inputs)
-        hidden = decoded.last_hidden_state
-        head = self.language_model.get_output_embeddings()
+        hidden, head = decoded.last_hidden_state, self.language_model.get_output_embeddings()
         if spliced.labels is None:
             last = spliced.attention_mask.cumsum(1).argmax(1)  # whichever side the padding is on
             return AudioLMOutput(logits=head(hidden[torch.arange(len(hidden)), last]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -61,7 +62,8 @@ def test_examples_are_held_out_and_short():
 
 
 def test_it_is_served_to_this_machine_alone_and_never_shared(placed, empty_cache, monkeypatch):
-    given = {}
+    given, loaded = {}, queue.Queue()
+    monkeypatch.setattr(Shelf, "get", lambda self, name: loaded.put(name))
     monkeypatch.setattr(gr.Blocks, "launch", lambda self, **options: given.update(options))
     monkeypatch.setattr(gr.Blocks, "block_thread", lambda self: given.update(files=os.environ["GRADIO_TEMP_DIR"]))
     monkeypatch.setenv("GRADIO_SHARE", "True")
@@ -76,6 +78,7 @@ def test_it_is_served_to_this_machine_alone_and_never_shared(placed, empty_cache
     assert given["share"] is False and given["allowed_paths"] == [] and given["run_history"] is False
     assert given["max_file_size"] == demo.MAX_UPLOAD_MIB * 2**20
     assert not Path(given["files"]).exists()  # uploads went with it
+    assert loaded.get(timeout=60) == "pocket-quick"  # before anybody asks
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
 
 
