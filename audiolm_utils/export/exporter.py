@@ -103,6 +103,8 @@ def _graphs(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor)
     heard = processor.audio_features([np.ones(round(EXAMPLE_S * SAMPLE_RATE), np.float32)])
     features, lengths = model.encode(**heard)
     width = model.config.projector_config.window_frames
+    if model.config.retrieval_layer is not None:
+        features = features[..., : model.speech_encoder.hidden_size].contiguous()  # all that the connector sees
     windows = features[0, : len(features[0]) // width * width].unflatten(0, (-1, width))
     sound = {"input_features": heard["input_features"], "frames": torch.arange(int(lengths[0]))}
     vary: dict[str, Any] = {"input_features": None if model.config.pad_to_30s else {2: ANY}, "frames": {0: ANY}}
@@ -164,12 +166,10 @@ def write_in_8_bits(source: Path, target: Path) -> None:
 def _config(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor) -> dict[str, Any]:
     """What the runner is to know beside the graphs."""
     end = model.language_model.generation_config.eos_token_id
-    projector = model.config.projector_config
     return {
         "mel_bins": processor.feature_extractor.feature_size,
         "pad_to_30s": processor.pad_to_30s,
         "fbank": processor.audio_frontend,
-        "window_frames": projector.window_frames,
         "compress": model.config.compress,
         "chat": processor.prompt(INSTRUCTION, 1),
         "audio_token": processor.audio_token,

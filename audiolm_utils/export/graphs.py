@@ -29,12 +29,13 @@ MAX_STEPS = MAX_FRAMES // FRAMES_PER_STEP + 1  # of an audio encoder, 160 ms eac
 
 
 class EncoderGraph(nn.Module):
-    """Both encoders of a model, and their streams side by side; see [`Listening.encode`]."""
+    """The encoders of a model, and their streams side by side; see [`Listening.encode`]."""
 
     def __init__(self, model: AudioLMForConditionalGeneration) -> None:
         super().__init__()
         self.speech = model.speech_encoder
         self.audio = None if model.audio_encoder is None else audio_graph(model.audio_encoder)
+        self.beside = model.config.retrieval_layer
 
     def forward(self, input_features: Tensor, frames: Tensor, fbank: Tensor | None = None) -> Tensor:
         """Encode a clip.
@@ -51,9 +52,12 @@ class EncoderGraph(nn.Module):
         hidden = nn.functional.gelu(speech.conv1(input_features))
         hidden = nn.functional.gelu(speech.conv2(hidden)).transpose(1, 2)  # (1, T / 2, E)
         hidden = hidden + speech.embed_positions.weight[: hidden.shape[1]]
+        outputs = []
         for layer in speech.layers:
             hidden = layer(hidden, None)
-        features = speech.layer_norm(hidden)[0].index_select(0, frames)
+            outputs.append(hidden)
+        heard = [speech.layer_norm(hidden)] + ([] if self.beside is None else [outputs[self.beside - 1]])
+        features = torch.cat(heard, -1)[0].index_select(0, frames)
         if self.audio is None or fbank is None:
             return features
         return torch.cat([features, at_frames(reduce_frequency(self.audio(fbank))[0], frames)], -1)

@@ -106,8 +106,8 @@ class Runner:
 
     def connect(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """What the LLM may be given of features (F, E): (N, D); and CTC log-probabilities (N, V + 1), or None."""
-        size = self.config["window_frames"]
-        windows = np.pad(features, ((0, -len(features) % size), (0, 0))).reshape(-1, size, features.shape[1])
+        size, width = self.connector.get_inputs()[0].shape[1:]
+        windows = np.pad(features[:, :width], ((0, -len(features) % size), (0, 0))).reshape(-1, size, width)
         outputs = self.connector.run(None, {"windows": windows, "frames": np.array([len(features)])})
         return outputs[0], outputs[1] if len(outputs) > 1 else None
 

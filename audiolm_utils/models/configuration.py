@@ -29,6 +29,9 @@ class AudioLMConfig(PreTrainedConfig):
         audio_token_id: the LLM's existing special token that stands for one audio token in a prompt.
         pad_to_30s: let Whisper hear 30 s, silence behind the clip, as its decoder was trained, not the real length; the
             clip's own frames are kept. With a legacy projector all 1,500 are, as SALMONN's checkpoints were trained.
+        retrieval_layer: a layer of the speech encoder, 1 the first, whose output stands beside the last one's in
+            encoder features: for [`Neighbours`], the projector does not see it. Middle layers of Whisper tell more of
+            sounds than the last (Gong et al. 2023, arXiv 2307.03183). Only without an audio encoder.
         encoder_precision: number format of both encoders: "fp32", "fp16", "bf16", or "int8" on a CPU; see [`cast`].
         llm_precision: of the LLM: "fp32", "fp16", "bf16", "nf4" (4 bits) or, on a CPU, "int8"; see [`load_llm`].
         llm_backend: what loads the LLM: "transformers", or "unsloth" on an accelerator.
@@ -50,6 +53,7 @@ class AudioLMConfig(PreTrainedConfig):
     projector: dict[str, Any] | None = None
     audio_token_id: int = 0
     pad_to_30s: bool = False
+    retrieval_layer: int | None = None
     encoder_precision: str = "fp32"
     llm_precision: str = "fp32"
     llm_backend: str = "transformers"
@@ -68,6 +72,9 @@ class AudioLMConfig(PreTrainedConfig):
         self.projector = self.projector_config.to_dict()
         if self.projector_config.legacy and not self.pad_to_30s:
             raise ValueError("a legacy projector reads all of Whisper's 30 s: set pad_to_30s=True")
+        hears_sounds = self.audio_model is not None or self.audio_config is not None
+        if self.retrieval_layer is not None and hears_sounds:
+            raise ValueError("clips are looked up by the audio encoder where there is one: set retrieval_layer=None")
         if self.speech_lora and self.encoder_precision != "fp32":
             raise ValueError(f"speech_lora trains a float32 encoder: encoder_precision is {self.encoder_precision!r}")
         for name, known in (("llm_precision", LLM_PRECISIONS), ("llm_backend", LLM_BACKENDS)):

@@ -49,15 +49,22 @@ class Listening(Base):
         """Encode log-mel features (B, M, T), and fbanks (B, T', M') where the model has an audio encoder.
 
         Returns:
-            encoder features (B, F, E), both streams side by side, and their lengths (B,) in frames of 20 ms.
+            encoder features (B, F, E), streams side by side, and their lengths (B,) in frames of 20 ms.
         """
-        features, lengths = self.speech_encoder(input_features, feature_lengths, padded=self.config.pad_to_30s)
+        features, lengths = self.encode_speech(input_features, feature_lengths)
         if self.audio_encoder is None:
             return features, lengths
         if fbank is None or fbank_lengths is None:
             raise ValueError("this model has an audio encoder: give fbank and fbank_lengths, as its processor does")
         grid, steps = self.audio_encoder(fbank, fbank_lengths)
         return join_streams(features, lengths, grid, steps, legacy=self.config.projector_config.legacy), lengths
+
+    def encode_speech(
+        self, input_features: torch.Tensor, feature_lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What [`encode`] gives of the speech encoder."""
+        how = {"padded": self.config.pad_to_30s, "beside": self.config.retrieval_layer}
+        return self.speech_encoder(input_features, feature_lengths, **how)
 
     def embed_audio(
         self,
@@ -70,6 +77,8 @@ class Listening(Base):
             if "input_features" not in inputs or "feature_lengths" not in inputs:
                 raise ValueError("give input_features with feature_lengths, or encoder_features with encoder_lengths")
             encoder_features, encoder_lengths = self.encode(**inputs)
+        if self.config.retrieval_layer is not None:
+            encoder_features = encoder_features[..., : self.speech_encoder.hidden_size]
         tokens, counts = self.projector(encoder_features.to(self.projector.dtype), encoder_lengths)
         if self.ctc is None:
             return AudioTokens(tokens, counts, None, None)

@@ -1,7 +1,8 @@
 """The captions of training clips that sound alike, as a hint in a prompt (RECAP, Ghosh et al. 2024, arXiv 2309.09836).
 
-A clip is the mean and the deviation of its encoder features over time. Encoders are run anyway, so a hint costs one
-product of a vector with a small table, and a vote of the clips nearest to it.
+A clip is the mean and the deviation of its encoder features over time, of a middle layer where a model keeps one (see
+`retrieval_layer` of [`AudioLMConfig`]). Encoders are run anyway, so a hint costs one product of a vector with a small
+table, and a vote of the clips nearest to it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Neighbours:
     Args:
         vectors: (N, K) of length 1, of the known clips.
         texts: N, what each is said to be.
-        centre, scale: (2E,), of pooled features over the known clips.
+        centre, scale: (2E,), of pooled features over the known clips; E are the last columns of features, or all.
         basis: (2E, K), the directions of most variance of what is centred and scaled, each over its deviation, so that
             all count alike (whitening); None keeps all as they are.
     """
@@ -48,9 +49,15 @@ class Neighbours:
         self._agreed = Consensus(texts)
 
     @classmethod
-    def of(cls, features: Sequence[np.ndarray], texts: Sequence[str], dims: int | None = DIMS) -> Neighbours:
-        """Learn from encoder features (F, E) of clips and their texts; `dims` None keeps all 2E numbers a clip."""
-        pooled = pool(features)
+    def of(
+        cls, features: Sequence[np.ndarray], texts: Sequence[str], dims: int | None = DIMS, columns: int = 0
+    ) -> Neighbours:
+        """Learn from encoder features (F, E) of clips and their texts; `dims` None keeps all 2E numbers a clip.
+
+        Args:
+            columns: how many of the last ones of all features count, here and when it is asked; 0 for all.
+        """
+        pooled = pool(features, columns)
         centre, scale = pooled.mean(0), pooled.std(0) + 1e-6
         basis = None
         if dims is not None:
@@ -105,7 +112,8 @@ class Neighbours:
         return likeness
 
     def _vectors(self, features: Sequence[np.ndarray]) -> np.ndarray:
-        scaled = (pool(features) - self.centre.astype(np.float32)) / self.scale.astype(np.float32)
+        pooled = pool(features, len(self.centre) // 2)
+        scaled = (pooled - self.centre.astype(np.float32)) / self.scale.astype(np.float32)
         vectors = scaled if self.basis is None else scaled @ self.basis.astype(np.float32)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
@@ -132,6 +140,7 @@ class Neighbours:
             return cls(texts=json.loads(file.metadata()["texts"]), **arrays)
 
 
-def pool(features: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean and deviation over time of each clip's features (F, E): float32 (clips, 2E)."""
-    return np.array([np.concatenate([f.mean(0, np.float32), f.astype(np.float32).std(0)]) for f in features])
+def pool(features: Sequence[np.ndarray], columns: int = 0) -> np.ndarray:
+    """Mean and deviation over time of each clip's features (F, E), of their last `columns` or all: (clips, 2E)."""
+    heard = (f[:, -columns:].astype(np.float32) for f in features)
+    return np.array([np.concatenate([f.mean(0), f.std(0)]) for f in heard])

@@ -54,7 +54,7 @@ class SpeechEncoder(WhisperEncoder):
         return int(config.d_model)
 
     def forward(
-        self, input_features: torch.Tensor, lengths: torch.Tensor, *, padded: bool = False
+        self, input_features: torch.Tensor, lengths: torch.Tensor, *, padded: bool = False, beside: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode log-mel features.
 
@@ -63,12 +63,15 @@ class SpeechEncoder(WhisperEncoder):
             lengths: int (B,), valid mel frames of each row.
             padded: attend to all T frames, as the published encoder does with its 30 s, not only to the valid ones;
                 the frames behind each row's length are dropped afterwards.
+            beside: a layer, 1 the first, whose output is given, too.
 
         Returns:
-            features (B, F, D), zero beyond each row's length, and their lengths (B,) in frames.
+            features (B, F, D), or (B, F, 2 D) with a layer `beside` the last, zero beyond each row's length, and their
+            lengths (B,) in frames.
 
         Raises:
-            ValueError: T is odd or longer than 30 s, or the mel bins are not those of the checkpoint.
+            ValueError: T is odd or longer than 30 s, the mel bins are not those of the checkpoint, or it has no layer
+                `beside`.
         """
         mel_bins, mel_frames = input_features.shape[1:]
         if mel_bins != self.conv1.in_channels:
@@ -81,6 +84,8 @@ class SpeechEncoder(WhisperEncoder):
                 f"input_features hold {mel_frames} mel frames; expected an even number up to "
                 f"{MAX_FRAMES * MEL_FRAMES_PER_FRAME} (30 s). Split longer audio into windows."
             )
+        if beside is not None and not 1 <= beside <= len(self.layers):
+            raise ValueError(f"layer {beside} was asked for; this speech encoder has layers 1 to {len(self.layers)}")
         seen = torch.full_like(lengths, mel_frames) if padded else lengths
         mel_mask = frame_mask(seen, mel_frames)[:, None, :]  # (B, 1, T)
         lengths = (lengths + 1) // MEL_FRAMES_PER_FRAME
@@ -94,7 +99,12 @@ class SpeechEncoder(WhisperEncoder):
         attention_mask = None
         if not bool(mask.all()):
             attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=mask)
+        outputs = []
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)
-        hidden = self.layer_norm(hidden)[:, : int(lengths.max())]
+            outputs.append(hidden)
+        hidden = self.layer_norm(hidden)
+        if beside is not None:
+            hidden = torch.cat([hidden, outputs[beside - 1]], dim=-1)
+        hidden = hidden[:, : int(lengths.max())]
         return hidden * frame_mask(lengths, hidden.shape[1])[..., None], lengths

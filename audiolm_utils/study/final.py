@@ -113,7 +113,8 @@ def train_final(
         heard = encode_items(model, processor, data.alignment, cache_dir(), cache_dir() / "features", autocast=True)
         said = {item.path: item.text for item in training if item.task == "audiocaption"}
         clips = [item if item.task == "asr" else replace(item, text=said[item.path]) for item in data.alignment]
-        known = neighbours(clips, [heard[item.id] for item in clips])
+        columns = model.speech_encoder.hidden_size if recipe.retrieval_layer else 0
+        known = neighbours(clips, [heard[item.id] for item in clips], columns)
         training = hinted_apart(training, data.alignment, known, (model, processor))
     rows = []
     for n, stage in enumerate(recipe.stages):
@@ -192,7 +193,8 @@ def baseline_answers(data: Lessons) -> dict[str, list[str]]:
 
 
 def _baseline_answers(data: Lessons) -> dict[str, list[str]]:
-    model, processor = build_model(replace(OURS, audio_model=BASE.audio_model), data.alignment)  # with both encoders
+    hears_both = replace(OURS, audio_model=BASE.audio_model, retrieval_layer=None)
+    model, processor = build_model(hears_both, data.alignment)
     start_from(model, START[OURS.name])
     listener = (model.eval(), processor)
     sounds = [item for item in data.alignment if item.task != "asr"]

@@ -78,6 +78,7 @@ OURS = replace(
     speech_lora=lora_fields(32, WHISPER_LINEAR),
     ctc_decode_weight=0.5,  # as pocket-quick's, which was chosen on the validation split
     hints=True,
+    retrieval_layer=2,  # of 4: nearer clips than by the last, on training clips asked without their own recording
     # Its alignment is what it begins with. Four minutes more of it, on sounds too, cost words, and taught the LLM to
     # believe what the connector knows of training clips by heart, not the hints.
     stages=(

@@ -21,9 +21,10 @@ HINTED = (*CAPTIONS, "QA")
 SPEECH = "someone speaking"  # the text of every spoken clip
 
 
-def neighbours(known: Sequence[AudioItem], features: Sequence[np.ndarray]) -> Neighbours:
-    """The table of known clips: captions as they are, speech as `SPEECH`; features (F, E) of each."""
-    return Neighbours.of(features, [SPEECH if item.task == "asr" else item.text for item in known])
+def neighbours(known: Sequence[AudioItem], features: Sequence[np.ndarray], columns: int = 0) -> Neighbours:
+    """The table of known clips: captions as they are, speech as `SPEECH`; features (F, E) of each, and how many of
+    their last columns count, 0 for all."""
+    return Neighbours.of(features, [SPEECH if item.task == "asr" else item.text for item in known], columns=columns)
 
 
 def hinted(

@@ -103,7 +103,7 @@ class Recipe:
         name: of the recipe and of its result file.
         scale: "pocket" or "full".
         speech_model, audio_model, text_model: references of the frozen parts; None leaves the audio encoder out.
-        pad_to_30s, encoder_precision, llm_precision, llm_backend: see [`AudioLMConfig`].
+        pad_to_30s, retrieval_layer, encoder_precision, llm_precision, llm_backend: see [`AudioLMConfig`].
         audio_token: an existing special token of the LLM.
         projector: see [`ProjectorConfig`].
         ctc_head: whether CTC is read off the connector, which needs more audio tokens than a text has.
@@ -142,6 +142,7 @@ class Recipe:
     ctc_head: bool = field(default=True, metadata=LATER)
     num_beams: int = field(default=1, metadata=LATER)
     hints: bool = field(default=False, metadata=LATER)
+    retrieval_layer: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.llm_precision == "int8" and (through := [s.name for s in self.stages if s.objective == "lm"]):
@@ -161,6 +162,7 @@ class Recipe:
             speech_model=self.speech_model,
             audio_model=self.audio_model,
             pad_to_30s=self.pad_to_30s,
+            retrieval_layer=self.retrieval_layer,
             encoder_precision=self.encoder_precision,
             llm_precision=self.llm_precision,
             llm_backend=self.llm_backend,

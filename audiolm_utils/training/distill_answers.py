@@ -6,7 +6,7 @@ Shape legend: B batch, S sequence, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,13 @@ def teacher_items(
     The teacher hears the clean clips through its own processor and answers each item's test prompt greedily, a beam of
     one. Only text passes on, so its tokenizer and its audio tokens may be of any kind.
 
-    Answers are kept, a JSON line each, in `<folder>/<teacher's hash>-answers-<max_new_tokens>.jsonl`, by item id (which
-    names the audio) and prompt; a call that was broken off goes on behind its last batch. Items to which the teacher
-    says nothing are left out: there is nothing to learn from them.
+    Answers are kept, a JSON line a batch, in `<folder>/<teacher's hash>-answered-<max_new_tokens>.jsonl`, by item id
+    (which names the audio) and prompt; a call that was broken off goes on behind its last whole batch, with the same
+    batches. Items to which the teacher says nothing are left out: there is nothing to learn from them.
 
     Raises ValueError where it says nothing to any.
     """
-    path = folder / f"{teacher_hash(teacher)}-answers-{max_new_tokens}.jsonl"
+    path = folder / f"{teacher_hash(teacher)}-answered-{max_new_tokens}.jsonl"
     processor = AudioLMProcessor.from_config(teacher.config)
     wanted = {(item.id, test_prompt(item)): item for item in items}
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,10 +62,10 @@ def teacher_items(
             clips = [load_audio(resolve_path(wanted[w], root)) for w in asked]
             batch = processor([prompt for _, prompt in asked], audio=clips).to(teacher.device)
             texts = processor.answers(teacher.generate(**batch, max_new_tokens=max_new_tokens))
+            rows = [[*about, text] for about, text in zip(asked, texts, strict=True)]
             with open(path, "a", encoding="utf-8") as file:
-                for (name, prompt), text in zip(asked, texts, strict=True):
-                    file.write(json.dumps({"id": name, "prompt": prompt, "answer": text}) + "\n")
-                    answers[name, prompt] = text
+                file.write(json.dumps(rows) + "\n")
+            answers |= _by_item(rows)
     told = [(item, answers[item.id, test_prompt(item)]) for item in items]
     if not any(text.strip() for _, text in told):
         raise ValueError(f"the teacher says nothing to any of {len(items)} items: train it before it teaches")
@@ -73,7 +73,7 @@ def teacher_items(
 
 
 def _read_answers(path: Path) -> dict[tuple[str, str], str]:
-    """The kept answers by item id and prompt; a line that a crash cut is taken off the file."""
+    """The kept answers by item id and prompt; a batch that a crash cut is taken off the file."""
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -81,8 +81,11 @@ def _read_answers(path: Path) -> dict[tuple[str, str], str]:
         with atomic_path(path) as partial:
             partial.write_text("".join(lines[:-1]), encoding="utf-8")
         del lines[-1]
-    rows = map(json.loads, lines)
-    return {(row["id"], row["prompt"]): row["answer"] for row in rows}
+    return _by_item(row for line in lines for row in json.loads(line))
+
+
+def _by_item(rows: Iterable[list[str]]) -> dict[tuple[str, str], str]:
+    return {(name, prompt): answer for name, prompt, answer in rows}
 
 
 class Draw(LogitsProcessor):

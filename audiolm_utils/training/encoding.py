@@ -99,11 +99,10 @@ def encode_items(
 
 def _encoders(model: AudioLMForConditionalGeneration, processor: AudioLMProcessor) -> Iterator[tuple[str, str, Encode]]:
     """Yield a title, the cache's name and the function of each encoder."""
-    padded = model.config.pad_to_30s
     audio_encoder: Any = model.audio_encoder
 
     def encode_speech(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return model.speech_encoder(inputs["input_features"], inputs["feature_lengths"], padded=padded)
+        return model.encode_speech(inputs["input_features"], inputs["feature_lengths"])
 
     def encode_sounds(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         grid, steps = audio_encoder(inputs["fbank"], inputs["fbank_lengths"])
@@ -115,10 +114,13 @@ def _encoders(model: AudioLMForConditionalGeneration, processor: AudioLMProcesso
 
 
 def speech_hash(model: AudioLMForConditionalGeneration) -> str:
-    """The name of the speech encoder's feature cache: its weights, and whether it hears 30 s or the clip alone."""
+    """The name of the speech encoder's feature cache: its weights, whether it hears 30 s or the clip alone, and which
+    layer's output is kept beside the last one's."""
+    layer = model.config.retrieval_layer
+    further: dict[str, Any] = {} if layer is None else {"retrieval_layer": layer}
     if model.config.pad_to_30s:
-        return module_hash(model.speech_encoder, pad_to_30s=True, frames="own")
-    return module_hash(model.speech_encoder, pad_to_30s=False)
+        return module_hash(model.speech_encoder, pad_to_30s=True, frames="own", **further)
+    return module_hash(model.speech_encoder, pad_to_30s=False, **further)
 
 
 def _clip(item: AudioItem, change: Change | None, root: Path, views: AugmentedViews | None) -> np.ndarray:

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from audiolm_utils.data.audio import load_audio
+from audiolm_utils.export.exporter import export_model
 from audiolm_utils.export.runner import Runner
+from audiolm_utils.models.retrieval import Neighbours
 from tests import tiny
-from tests.export.conftest import AGREED, instruction_of, torch_tokens
+from tests.export.conftest import AGREED, HINTED, instruction_of, torch_tokens
 
 
 @torch.no_grad()
@@ -42,6 +44,16 @@ def test_two_encoders_with_a_ctc_head_give_what_torch_gives(ours, clips):
 
 def test_a_plain_model_gives_what_torch_gives(plain, clips):
     check_parts(*plain, clips)
+
+
+def test_a_middle_layer_is_there_for_hints_alone(parts, clips, tmp_path):
+    model, processor = tiny.build(parts, retrieval_layer=1)
+    features = [model.encode(**processor.audio_features([clip]))[0][0].detach().numpy() for clip in clips]
+    known = Neighbours.of(features, [f"sound {n}" for n in range(len(clips))], columns=32)
+    export_model(*tiny.build(parts, retrieval_layer=1), tmp_path, neighbours=known, hinted=HINTED)
+    check_parts(model, processor, tmp_path, clips)
+    runner = Runner(tmp_path, threads=1)
+    assert [runner.hint(runner.encode(clip), "QA") for clip in clips] == known.told(features)
 
 
 def test_joint_transcripts_are_torchs_token_for_token(ours, clips):

@@ -55,3 +55,10 @@ def test_an_unknown_projector_field_is_refused():
 def test_compression_without_a_ctc_head_is_refused():
     with pytest.raises(ValueError, match="ctc_vocab_size"):
         AudioLMConfig(compress=True)
+
+
+def test_clips_are_looked_up_by_a_middle_layer_or_by_an_audio_encoder():
+    assert AudioLMConfig(retrieval_layer=2).retrieval_layer == 2
+    for heard in ({"audio_model": "pocket:beats-mini"}, {"audio_config": {"model_type": "beats"}}):
+        with pytest.raises(ValueError, match="set retrieval_layer=None"):
+            AudioLMConfig(retrieval_layer=2, **heard)

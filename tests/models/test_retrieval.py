@@ -30,6 +30,18 @@ def test_another_take_is_nearest_to_its_own_clip(dims):
     assert known.texts == TEXTS
 
 
+def test_the_last_columns_alone_count_where_that_is_said(tmp_path):
+    noise = np.random.default_rng(3).normal(size=(2, 4, 20, 5)).astype(np.float16)
+    known, asked = (
+        [np.concatenate([100 * n[: len(clip)], clip], axis=1) for n, clip in zip(rows, takes, strict=True)]
+        for rows, takes in zip(noise, (clips(), clips(1)), strict=True)
+    )
+    Neighbours.of(known, TEXTS, columns=6).save(tmp_path)
+    last = Neighbours.load(tmp_path)
+    assert last.nearest(asked) == last.nearest(clips(1)) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(last.vectors, Neighbours.of(clips(), TEXTS).vectors)
+
+
 def test_what_is_left_out_is_not_found():
     known = Neighbours.of(clips(), TEXTS)
     found = known.nearest(clips(1), [[0], [], [2, 3], [0, 1, 2]])

@@ -62,6 +62,24 @@ def test_a_real_length_equals_the_published_encoder_with_its_position_table_cut(
 
 
 @torch.no_grad()
+def test_a_layer_beside_the_last_is_that_of_the_published_encoder(encoder, published):
+    values, lengths = mel(3000), torch.tensor([3000])
+    expected = published(values, output_hidden_states=True)
+    features, frames = encoder(values, lengths, beside=1)
+    assert frames.tolist() == [1500] and features.shape == (1, 1500, 2 * encoder.hidden_size)
+    both = torch.cat([expected.last_hidden_state, expected.hidden_states[1]], -1)
+    torch.testing.assert_close(features, both, atol=1e-5, rtol=0)
+    batch, lengths = padded(mel(64, 1), mel(200, 2))
+    together, frames = encoder(batch, lengths, beside=2)
+    alone, _ = encoder(mel(64, 1), torch.tensor([64]), beside=2)
+    torch.testing.assert_close(together[0, :32], alone[0], atol=1e-5, rtol=0)
+    assert frames.tolist() == [32, 100] and not together[0, 32:].any()
+    for layer in (0, 3):
+        with pytest.raises(ValueError, match=rf"layer {layer} was asked for; .* layers 1 to 2"):
+            encoder(values, torch.tensor([3000]), beside=layer)
+
+
+@torch.no_grad()
 def test_batched_equals_single_whatever_stands_in_the_padding(encoder):
     rows = [mel(64, 1), mel(201, 2)[..., :200], mel(30, 3)]
     batch, lengths = padded(*rows)

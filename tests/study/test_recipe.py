@@ -73,6 +73,7 @@ OTHER = {
     "ctc_head": False,
     "num_beams": 4,
     "hints": True,
+    "retrieval_layer": 2,
 }
 
 

@@ -107,6 +107,21 @@ def test_the_caches_name_tells_padded_from_real_length(parts):
     assert real != padded
 
 
+@torch.no_grad()
+def test_a_middle_layer_lies_beside_the_last_and_the_connector_does_not_see_it(parts, items, tmp_path):
+    plain, both = (tiny.build(parts, retrieval_layer=layer, **tiny.WITH_CTC) for layer in (None, 1))
+    caches = [encoded(pair, items, tmp_path) for pair in (plain, both)]
+    assert caches[0].folder != caches[1].folder and caches[1]["item0"].shape[1] == 2 * 32
+    np.testing.assert_array_equal(caches[1]["item0"][:, :32], caches[0]["item0"])
+    frames = torch.from_numpy(caches[1]["item0"])[None].float()
+    lengths = torch.tensor([frames.shape[1]])
+    expected = plain[0].embed_audio(frames[..., :32], lengths)
+    found = both[0].embed_audio(frames, lengths)
+    assert torch.equal(found.inputs, expected.inputs) and torch.equal(found.log_probs, expected.log_probs)
+    heard = plain[1].audio_features([tiny.clip(0.7)])
+    assert torch.equal(both[0].embed_audio(**heard).inputs, plain[0].embed_audio(**heard).inputs)
+
+
 def test_a_legacy_model_is_not_cached(parts, items, tmp_path):
     legacy = ProjectorConfig(**{**tiny.QFORMER, "num_queries": 1, "legacy": True}).to_dict()
     with pytest.raises(ValueError, match=r"legacy model cannot be cached.*1,500 frames"):
