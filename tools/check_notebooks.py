@@ -41,6 +41,9 @@ def check(path: Path) -> Iterator[str]:
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         cells = notebook["cells"]
+    except OSError as error:
+        yield f"cannot be read ({error.strerror}): name a notebook that is there"
+        return
     except (ValueError, KeyError, TypeError) as error:
         yield f"not a notebook of format 4 ({type(error).__name__}: {error})"
         return

@@ -65,6 +65,7 @@ def data(args: argparse.Namespace) -> int:
 def study(args: argparse.Namespace) -> int:
     """Train and measure recipes and experiments, or load the results that already match."""
     names = args.recipe or [*resolve_name("audiolm_utils.study.pocket_recipes:RECIPES"), *EXPERIMENTS]
+    resolve_name("audiolm_utils.study.run:check_names")([name for name in names if name not in EXPERIMENTS])
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and (alone := [name for name in names if name in EXPERIMENTS]):
         raise ValueError(

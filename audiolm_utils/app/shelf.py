@@ -61,9 +61,6 @@ class Shelf:
     def __contains__(self, name: str) -> bool:
         return name in self._models
 
-    def __len__(self) -> int:
-        return len(self._models)
-
     def get(self, name: str) -> Listener:
         """The model of that name, loaded where it is not in memory; raises as [`Listener`] does."""
         with self._lock:

@@ -19,7 +19,9 @@ STAGE_TASKS = {
     "stage2": ("QA", "asr", "audiocaption_v2", "gender_recognition", "phone_recognition"),
 }
 TASKS = tuple(sorted({task for tasks in STAGE_TASKS.values() for task in tasks}))
+CAPTION_TASKS = ("audiocaption", "audiocaption_v2")
 SPLITS = ("train", "validation", "test")
+PUBLISHED = ("path", "text", "task", "Q")  # what a row of the published annotation has
 
 
 class AnnotationError(ValueError):
@@ -195,14 +197,15 @@ def read_annotation(path: Path | str, *, source: str = "", split: str = "train")
     rows = content.get("annotation") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise AnnotationError(f'{path} holds no rows; expected {{"annotation": [{{"path", "text", ...}}]}}.')
-    known = ("path", "text", "task", "Q")
-    numbered = [
-        (n, {**{k: row[k] for k in known if k in row}, "id": str(n), "source": source, "split": split})
-        if isinstance(row, dict)
-        else (n, row)
-        for n, row in enumerate(rows, start=1)
-    ]
-    return list(_items(path, numbered))
+    constants = {"source": source, "split": split}
+    return list(_items(path, [published_row(row, n, constants) for n, row in enumerate(rows, start=1)]))
+
+
+def published_row(row: Any, number: int, constants: dict[str, str]) -> tuple[int, Any]:
+    """Return a published row, numbered, as that of a manifest: with its id and `constants`, without further keys."""
+    if isinstance(row, dict):
+        row = {name: row[name] for name in PUBLISHED if name in row} | {"id": str(number)} | constants
+    return number, row
 
 
 def write_annotation(path: Path | str, items: Sequence[AudioItem]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -61,6 +63,15 @@ def atomic_path(final: Path | str, needed_bytes: int = 0) -> Iterator[Path]:
         os.replace(partial, final)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def kept_json(file: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gives, as JSON gives it back: read from `file` where that is there, else made and written to it."""
+    if not file.is_file():
+        made = make()
+        with atomic_path(file) as partial:
+            partial.write_text(json.dumps(made), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -13,16 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from audiolm_utils.data.annotations import FIELDS, AnnotationError, AudioItem, read_annotation
+from audiolm_utils.data.annotations import (
+    FIELDS,
+    PUBLISHED,
+    AnnotationError,
+    AudioItem,
+    published_row,
+    read_annotation,
+)
 
 BLOCK_CHARACTERS = 1 << 22  # of a file, read at a time; each of its rows must be shorter
 BLOCK_ROWS = 10_000  # items built at a time
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "path", "text", "task", "Q", "source", "speaker", "licence")]
     + [("duration_s", pa.float64()), ("split", pa.string()), ("render", pa.string())]
-    + [("references", pa.list_(pa.string()))]
+    + [("references", pa.list_(pa.string())), ("hint", pa.string())]
 )  # render stands as its JSON text, what is absent as null
-PUBLISHED = ("path", "text", "task", "Q")
 NESTED = pa.schema([("rows", pa.list_(pa.list_(pa.struct([SCHEMA.field(name) for name in PUBLISHED]))))])
 HEAD = re.compile(r'[ \t\n\r]*\{[ \t\n\r]*"annotation"[ \t\n\r]*:[ \t\n\r]*\[')
 BETWEEN = re.compile(r"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
@@ -73,7 +79,7 @@ def published_blocks(path: Path, constants: dict[str, str]) -> Iterator[pa.Table
                 count += len(columns)
             else:
                 found, text, ended = _whole_rows(path, text, count, not more)
-                yield [_published_row(row, n, constants) for n, row in enumerate(found, start=count + 1)]
+                yield [published_row(row, n, constants) for n, row in enumerate(found, start=count + 1)]
                 count += len(found)
         try:
             content = json.loads('{"annotation": [' + text + file.read())
@@ -147,9 +153,3 @@ def _whole_rows(path: Path, text: str, count: int, is_end: bool) -> tuple[list[A
 
 def _skip_space(text: str, at: int) -> int:
     return SPACE.match(text, at).end()  # type: ignore[union-attr]
-
-
-def _published_row(row: Any, number: int, constants: dict[str, str]) -> tuple[int, Any]:
-    if isinstance(row, dict):
-        row = {name: row[name] for name in PUBLISHED if name in row} | {"id": str(number)} | constants
-    return number, row

@@ -51,11 +51,12 @@ def melody_key(notes: Notes) -> str:
 def split_keys(item: AudioItem) -> list[str]:
     """Return what an instrument clip must not share with another split: melodies, and programs with their tempo."""
     how: dict[str, Any] = item.render or {}
-    parts = _parts(how)
+    parts = instrument_parts(how)
     return [melody_key(part["notes"]) for part in parts] + [_pair(part["program"], how["tempo_bpm"]) for part in parts]
 
 
-def _parts(how: dict[str, Any]) -> list[dict[str, Any]]:
+def instrument_parts(how: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the one or two players of a clip's `render`: each a mapping with a program and its notes."""
     return [how, *([how["second"]] if "second" in how else [])]
 
 
@@ -183,7 +184,7 @@ def _captions(players: list[Instrument], chords: bool, tempo: str, rng: random.R
 def instrument_questions(item: AudioItem, rng: random.Random) -> list[tuple[str, str]]:
     """Return a question and its short answer on instrument, tempo, number of instruments, and speech."""
     how: dict[str, Any] = item.render or {}
-    names = [BY_PROGRAM[part["program"]].short for part in _parts(how)]
+    names = [BY_PROGRAM[part["program"]].short for part in instrument_parts(how)]
     which = {
         1: ("Which instrument is playing?", "What instrument do you hear?", "What is being played?"),
         2: ("Which instruments are playing?", "What two instruments do you hear?", "Which instruments are these?"),
@@ -212,7 +213,7 @@ def render(item: AudioItem, root: Path) -> float:
     if how.get("engine") != "soundfont":
         raise RenderError(f"{item.id} has the engine {how.get('engine')!r}; expected soundfont.")
     samples = _duration_ms(how) * SYNTH_RATE // 1000
-    parts = _parts(how)
+    parts = instrument_parts(how)
     try:
         played = [play(root, part["program"], part["notes"], how["tempo_bpm"], samples) for part in parts]
     except (OSError, ValueError, ImportError, RuntimeError) as error:

@@ -98,13 +98,22 @@ def _is_annotation(path: Path) -> bool:
         return HEAD.match(file.read(HEAD_CHARACTERS)) is not None
 
 
+def words_of(name: str) -> list[str]:
+    """The words of a file's name, in lower case."""
+    return re.split(r"[^a-z0-9]+", name.lower())
+
+
+def splits_named(name: str) -> set[str]:
+    """The splits whose words stand in a file's name: of a name that is in order, one."""
+    return {SPLIT_WORDS[word] for word in words_of(name) if word in SPLIT_WORDS}
+
+
 def _described(path: Path, name: str) -> Annotation:
-    words = re.split(r"[^a-z0-9]+", name.lower())
-    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    splits = splits_named(name)
     if len(splits) != 1:
         raise AnnotationError(
             f"{path} is an annotation whose name says {'more than one split' if splits else 'no split'}; call it "
             "NAME_train.json, NAME_validation.json or NAME_test.json."
         )
-    stages = tuple(stage for stage in STAGE_TASKS if stage in words)
+    stages = tuple(stage for stage in STAGE_TASKS if stage in words_of(name))
     return Annotation(path, name, splits.pop(), stages or tuple(STAGE_TASKS))

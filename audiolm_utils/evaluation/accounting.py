@@ -82,11 +82,6 @@ class Account:
     flops_per_token: int
 
     @property
-    def audio_tokens_per_s(self) -> float:
-        """Audio tokens a second of the clip's own length."""
-        return self.audio_tokens / self.audio_s
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
         return sum(part.weight_bytes for part in self.parts)
@@ -125,7 +120,7 @@ def account(
     for precision in (design.llm_precision, design.encoder_precision):
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}")
-    frames = MAX_FRAMES if mode == "padded" else max(2, num_frames(round(audio_s * SAMPLE_RATE)))
+    frames = speech_frames(audio_s, mode)
     audio_tokens = int(sizes.projector_config(mode).num_tokens(frames))
     encoders, dtype = COMPUTES_IN[design.encoder_precision], COMPUTES_IN[design.llm_precision]
 
@@ -134,8 +129,7 @@ def account(
               speech_cost(sizes, design.speech, frames, batch, encoders))
     ]  # fmt: skip
     if design.audio:
-        fbank_frames = max(16, round(audio_s * FBANK_HZ) - FBANK_TAIL)
-        heard = audio_cost(sizes, design.audio, fbank_frames, batch, encoders)
+        heard = audio_cost(sizes, design.audio, fbank_frames(audio_s), batch, encoders)
         parts.append(_part("audio encoder", design.audio, design.encoder_precision, sizes, heard))
     connected = connector_cost(sizes, design.audio, design.llm, mode, frames, batch)
     connector = (design.audio, design.llm, mode)
@@ -157,6 +151,16 @@ def account(
         kv_cache_bytes=token_bytes * (sizes.prompt_tokens + audio_tokens + new_tokens),
         flops_per_token=token[0],
     )
+
+
+def speech_frames(audio_s: float, mode: str) -> int:
+    """Frames that the speech encoder gives for a clip: those of 30 s where it is "padded"."""
+    return MAX_FRAMES if mode == "padded" else max(2, num_frames(round(audio_s * SAMPLE_RATE)))
+
+
+def fbank_frames(audio_s: float) -> int:
+    """Filter-bank frames that an audio encoder reads of a clip, one patch at least."""
+    return max(16, round(audio_s * FBANK_HZ) - FBANK_TAIL)
 
 
 def _part(

@@ -79,8 +79,12 @@ class Sizes:
 
     def audio_encoder(self, name: str) -> BeatsEncoder | EatEncoder:
         """An audio-event encoder by a name of `AUDIO_ENCODERS`."""
-        _known(name, AUDIO_ENCODERS)
-        return BeatsEncoder(BeatsConfig(**self.beats)) if name == "BEATs" else EatEncoder(EatConfig(**self.eat))
+        config = self.audio_config(name)
+        return BeatsEncoder(config) if isinstance(config, BeatsConfig) else EatEncoder(config)
+
+    def audio_config(self, name: str) -> BeatsConfig | EatConfig:
+        """The configuration of an audio-event encoder by a name of `AUDIO_ENCODERS`."""
+        return BeatsConfig(**self.beats) if _known(name, AUDIO_ENCODERS) == "BEATs" else EatConfig(**self.eat)
 
     def projector_config(self, mode: str) -> ProjectorConfig:
         """SALMONN's own form of the Q-Former for padded clips, ours for real lengths."""
@@ -89,10 +93,7 @@ class Sizes:
     def stream_sizes(self, audio: str | None) -> list[int]:
         """Width of each encoder stream, with or without that of an audio-event encoder."""
         speech = int(self.whisper["d_model"])
-        if audio is None:
-            return [speech]
-        config = BeatsConfig(**self.beats) if _known(audio, AUDIO_ENCODERS) == "BEATs" else EatConfig(**self.eat)
-        return [speech, int(config.hidden_size)]
+        return [speech] if audio is None else [speech, int(self.audio_config(audio).hidden_size)]
 
     def connector(self, audio: str | None, llm: str, mode: str) -> Projector:
         """The projector of one stream, or of two with an audio-event encoder, to an LLM's width."""

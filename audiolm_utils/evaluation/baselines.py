@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.audio import SAMPLE_RATE
 from audiolm_utils.models.retrieval import Neighbours
 from audiolm_utils.models.weights import resolve
 
@@ -36,7 +37,7 @@ def whisper_transcripts(reference: str, clips: Sequence[np.ndarray], *, batch_si
     texts: list[str] = []
     for start in tqdm(range(0, len(clips), batch_size), "Whisper's own decoder"):
         audio = list(clips[start : start + batch_size])
-        inputs = processor(audio, sampling_rate=16_000, return_tensors="pt")
+        inputs = processor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt")
         texts += processor.batch_decode(model.generate(inputs.input_features), skip_special_tokens=True)
     return [text.strip() for text in texts]
 

@@ -20,13 +20,13 @@ from audiolm_utils.data.annotation_table import AnnotationTable, read_annotation
 from audiolm_utils.data.annotations import AnnotationError, AudioItem, path_below
 from audiolm_utils.data.audio import SAMPLE_RATE, AudioError, load_audio
 from audiolm_utils.data.cache import sha256_file
+from audiolm_utils.data.public import SPLIT_WORDS, splits_named
 from audiolm_utils.data.speech import text_key
 from audiolm_utils.data.text import spoken_words
 from audiolm_utils.evaluation.metrics import normalize_english
 
 COLUMNS = ("id", "path", "text", "task", "Q", "source", "speaker", "split", "duration_s", "references")
 DATA_FILES = (("stage*.json", "stage*.jsonl", "stage*.jsonl.gz"), ("manifest.jsonl", "manifest.jsonl.gz"), ("*.json",))
-SPLIT_NAMES = {"test": "test", "valid": "validation", "dev": "validation"}
 SPOKEN_TASKS = ("asr", "phone_recognition")  # their texts say what is said: shared between splits, they leak
 FRAME_S = 0.025
 SILENCE_DB = 40.0  # a frame is silent when it is this much below the loudest frame of its clip
@@ -48,9 +48,10 @@ def items_frame(items: Sequence[AudioItem] | AnnotationTable) -> pd.DataFrame:
 def read_data(path: Path | str) -> pd.DataFrame:
     """Return the rows of an annotation JSON, of a manifest, or of a folder of them, with a column `stage`.
 
-    The stage is the file's name without its split. A file named after a split (test, valid, dev) gives it to rows of
-    the published format, which have none. In a folder the `stage*` files are read, else its manifest, else all its
-    JSON. Raises `AnnotationError` where there is none, and what `read_annotation_table` raises.
+    The stage is the file's name without its split. A file named after a split, in a word of `SPLIT_WORDS`, gives it to
+    rows of the published format, which have none, and any other file "train". In a folder the `stage*` files are read,
+    else its manifest, else all its JSON. Raises `AnnotationError` where there is none, or a name says more than one
+    split, and what `read_annotation_table` raises.
     """
     path = Path(path)
     found = (sorted(file for pattern in patterns for file in path.glob(pattern)) for patterns in DATA_FILES)
@@ -60,11 +61,17 @@ def read_data(path: Path | str) -> pd.DataFrame:
     frames = []
     for file in files:
         name = file.name.split(".")[0]
-        split = next((split for word, split in SPLIT_NAMES.items() if word in name.lower()), "train")
-        stage = re.sub(r"[_-]?(train|test|valid\w*|dev)\b", "", name, flags=re.I) or name
-        rows = items_frame(read_annotation_table(file))
-        frames.append(rows.assign(stage=stage) if ".jsonl" in file.name else rows.assign(stage=stage, split=split))
+        stage = re.sub(rf"[_-]?({'|'.join(SPLIT_WORDS)})\b", "", name, flags=re.I) or name
+        rows = items_frame(read_annotation_table(file)).assign(stage=stage)
+        frames.append(rows if ".jsonl" in file.name else rows.assign(split=_split_of(file, name)))
     return pd.concat(frames, ignore_index=True)
+
+
+def _split_of(file: Path, name: str) -> str:
+    splits = splits_named(name) or {"train"}
+    if len(splits) > 1:
+        raise AnnotationError(f"{file} is named after {len(splits)} splits, {', '.join(sorted(splits))}: name one.")
+    return splits.pop()
 
 
 def composition(frame: pd.DataFrame, by: str = "source", largest: int | None = None) -> pd.DataFrame:

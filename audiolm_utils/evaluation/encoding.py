@@ -11,7 +11,8 @@ import torch
 
 from audiolm_utils.data.audio import SAMPLE_RATE
 from audiolm_utils.evaluation.profiling import measure_together
-from audiolm_utils.models.processing import MAX_SAMPLES, AudioLMProcessor
+from audiolm_utils.models.log_mel import MAX_SAMPLES
+from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.whisper import SpeechEncoder
 
 

@@ -20,8 +20,6 @@ from transformers.initialization import no_init_weights
 
 from audiolm_utils.evaluation.architectures import AUDIO_ENCODERS, MODES, SPEECH_ENCODERS, STUDY, Sizes
 from audiolm_utils.evaluation.profiling import Timing, measure_together
-from audiolm_utils.models.beats import BeatsConfig
-from audiolm_utils.models.eat import EatConfig
 from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
 from audiolm_utils.models.log_mel import log_mel
 from audiolm_utils.models.precision import cast
@@ -213,8 +211,7 @@ def _num_frames(clip: np.ndarray, mode: str) -> int:
 
 
 def _fbank_config(sizes: Sizes, name: str) -> FbankConfig:
-    config = BeatsConfig(**sizes.beats) if name == "BEATs" else EatConfig(**sizes.eat)
-    return FbankConfig(**(config.fbank or {}))
+    return FbankConfig(**(sizes.audio_config(name).fbank or {}))
 
 
 def _random(*shape: int) -> torch.Tensor:

@@ -11,8 +11,9 @@ import torch
 from audiolm_utils.evaluation.nota import profile_nota
 from audiolm_utils.evaluation.profiling import Timing, measure
 from audiolm_utils.models.listening import AUDIO_INPUTS
+from audiolm_utils.models.log_mel import SAMPLE_RATE
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
-from audiolm_utils.models.processing import SAMPLE_RATE, AudioLMProcessor
+from audiolm_utils.models.processing import AudioLMProcessor
 
 NEW_TOKENS = 64
 PROTOCOLS = ("ours", "nota")

@@ -11,8 +11,9 @@ import torch
 
 from audiolm_utils.evaluation.profiling import peak_rss_bytes, synchronize
 from audiolm_utils.models.listening import AUDIO_INPUTS
+from audiolm_utils.models.log_mel import SAMPLE_RATE
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
-from audiolm_utils.models.processing import SAMPLE_RATE, AudioLMProcessor
+from audiolm_utils.models.processing import AudioLMProcessor
 
 FLAWS = (
     "The clocks are read without waiting for the device: work that a GPU has only queued is not in a time.",

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from audiolm_utils.data.annotations import AudioItem
-from audiolm_utils.data.prompts import QUESTION, test_prompt
+from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.evaluation.evaluate import ANSWER_TOKENS, OTHER_TOKENS
 from audiolm_utils.export.features import SAMPLE_RATE
 from audiolm_utils.export.graphs import ConnectorGraph, EncoderGraph, LLMGraph
-from audiolm_utils.export.runner import CONFIG, EMBEDDINGS, HINT, INSTRUCTION, NEIGHBOURS, TOKENIZER
+from audiolm_utils.export.runner import CONFIG, EMBEDDINGS, HINT, INSTRUCTION, NEIGHBOURS, QUESTION, TOKENIZER
 from audiolm_utils.models.folding import fold_adapters
 from audiolm_utils.models.llm import token_table
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
@@ -52,7 +52,7 @@ def export_model(
     hinted: Collection[str] = (),
     agreed: Collection[str] = (),
 ) -> None:
-    """Write a model for devices without PyTorch; its adapters are folded on the way, in place.
+    """Write a model for devices without PyTorch; its adapters are folded, in place: it cannot be saved then.
 
     Args:
         model: trained, on a CPU, its weights in floating point.
@@ -69,6 +69,7 @@ def export_model(
     config |= {"ctc_decode_weight": ctc_decode_weight, "hinted": list(hinted) if neighbours is not None else []}
     config["agreed"] = list(agreed) if neighbours is not None else []
     fold_adapters(model)
+    model.prepared = "export_model"
     model.float().eval()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
@@ -83,8 +84,8 @@ def export_model(
     np.save(folder / EMBEDDINGS, table.astype(np.float16 if int8 else np.float32))
     processor.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
     if neighbours is not None:
-        arrays = {name: getattr(neighbours, name) for name in ("vectors", "centre", "scale", "basis")}
-        np.savez(folder / NEIGHBOURS, **arrays, texts=np.array(neighbours.texts))
+        arrays: dict[str, Any] = {**neighbours.arrays(), "texts": np.array(neighbours.texts)}
+        np.savez(folder / NEIGHBOURS, **arrays)
     (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

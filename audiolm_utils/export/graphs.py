@@ -17,7 +17,6 @@ from transformers import DynamicCache
 
 from audiolm_utils.models.audio_encoders import AudioEncoder
 from audiolm_utils.models.beats import BeatsEncoder
-from audiolm_utils.models.beats_layers import relative_bucket
 from audiolm_utils.models.eat import EatEncoder, position_code
 from audiolm_utils.models.llm import token_table
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
@@ -81,10 +80,7 @@ class BeatsGraph(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.longest = MAX_STEPS * encoder.config.num_mel_bins // PATCH
-        bias = encoder.position_bias
-        distance = torch.arange(1 - self.longest, self.longest)
-        buckets = relative_bucket(distance, len(bias.weight), bias.max_distance)
-        self.register_buffer("table", bias.weight.detach()[buckets].T.contiguous())  # (heads, 2 longest - 1)
+        self.register_buffer("table", encoder.position_bias.table(self.longest).detach().contiguous())
 
     def forward(self, fbank: Tensor) -> Tensor:
         """Encode normalised filter banks."""

@@ -55,7 +55,7 @@ class Runner:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.known = None
-        if self.config["hinted"]:
+        if self.config["hinted"] or self.config["agreed"]:
             arrays = dict(np.load(folder / NEIGHBOURS))
             self.known = Neighbours(texts=arrays.pop("texts").tolist(), **arrays)
 

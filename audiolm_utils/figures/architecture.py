@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from audiolm_utils.evaluation.accounting import DEFAULT, Account, Part
+from audiolm_utils.evaluation.accounting import DEFAULT, Account, Part, fbank_frames, speech_frames
 from audiolm_utils.evaluation.architectures import Sizes
 from audiolm_utils.evaluation.profiling import GIB
 from audiolm_utils.figures.style import COLOURS, new_figure, styled
-from audiolm_utils.models.whisper import MAX_FRAMES, MEL_FRAMES_PER_FRAME, num_frames
+from audiolm_utils.models.whisper import MEL_FRAMES_PER_FRAME
 
 FROZEN, TRAINED = "white", COLOURS[3]
 TOP, MIDDLE, BOTTOM = 0.8, 0.53, 0.26
@@ -26,7 +26,7 @@ def architecture(costs: Account, sizes: Sizes = DEFAULT) -> Figure:
     built = modules(costs, sizes)
     heard = "audio encoder" in parts
     top = TOP if heard else MIDDLE
-    frames = MAX_FRAMES if costs.mode == "padded" else num_frames(round(costs.audio_s * 16_000))
+    frames = speech_frames(costs.audio_s, costs.mode)
     figure, axes = new_figure(figure={"figsize": (12.6, 5.2)})
     axes.set(xlim=(0, 15), ylim=(0, 1))
     axes.axis("off")
@@ -44,7 +44,7 @@ def architecture(costs: Account, sizes: Sizes = DEFAULT) -> Figure:
     widths = str(speech.d_model)
     if heard:
         audio = built["audio encoder"].config
-        _box(axes, 2.75, BOTTOM, 1.4, 0.2, f"fbank\n{audio.num_mel_bins} × {round(costs.audio_s * 100) - 2}")
+        _box(axes, 2.75, BOTTOM, 1.4, 0.2, f"fbank\n{audio.num_mel_bins} × {fbank_frames(costs.audio_s)}")
         text = _describe(parts["audio encoder"], audio.num_hidden_layers, audio.hidden_size)
         _box(axes, 5.35, BOTTOM, 2.7, 0.32, text, title=parts["audio encoder"].model)
         _arrow(axes, (1.4, MIDDLE - 0.05), (2.05, BOTTOM))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from audiolm_utils.figures.encoders import Rows, read_or_warn
 from audiolm_utils.figures.style import COLOURS, FIGURES, MARKERS, new_figure, save_figure, styled
-from audiolm_utils.study.results import RESULTS, read_result
+from audiolm_utils.study.results import RESULTS
 
-Rows = Sequence[Mapping[str, Any]]
+AUGMENTATION = "pocket/augmentation.json"
 ARMS = {"clean": "trained without augmentation", "study": "with noise and gain, p = 0.3 each"}
 METRICS = {"wer": "word error rate", "cider_d": "CIDEr-D"}
 PANELS = {
@@ -107,9 +107,6 @@ def spectrograms(mels: Mapping[str, np.ndarray], frames_per_second: int = 100) -
 
 
 def generate(out: Path | str = FIGURES, results: Path = RESULTS) -> list[Path]:
-    """Draw the saved figure again from its result file; without it, it is skipped with a warning."""
-    path = results / "pocket" / "augmentation.json"
-    if not path.is_file():
-        warnings.warn(f"{path.name} is absent: its figure is skipped; run_or_load_noise writes it.", stacklevel=2)
-        return []
-    return save_figure("07_augmentation", noise_curves(read_result(path)["scores"]), out)
+    """Draw the saved figure again from its result file; where that is absent it is warned of."""
+    row = read_or_warn(results / AUGMENTATION)
+    return [] if row is None else save_figure("07_augmentation", noise_curves(row["scores"]), out)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from audiolm_utils.figures.style import COLOURS, HATCHES, new_figure, styled
+from audiolm_utils.figures.style import COLOURS, new_figure, styled
 
 # Title, label of the axis, values of each row by the series' name ("" where there is one), format of a number.
 Panel = tuple[str, str, Mapping[str, Sequence[float]], str]
@@ -22,7 +22,7 @@ def bar_panels(names: Sequence[str], panels: Sequence[Panel]) -> Figure:
         height = 0.74 / len(bars)
         for place, (series, values) in enumerate(bars.items()):
             y = np.arange(len(names)) + height * (place - (len(bars) - 1) / 2)
-            look = {"color": COLOURS[2 if place else 0], "hatch": HATCHES[0], "label": series or None}
+            look = {"color": COLOURS[2 if place else 0], "label": series or None}
             drawn = ax.barh(y, values, 0.92 * height, **look)
             ax.bar_label(drawn, [number.format(value) for value in values], padding=3, fontsize=11)
         ax.set(title=title, xlabel=label, yticks=range(len(names)), ylim=(len(names) - 0.45, -0.55))

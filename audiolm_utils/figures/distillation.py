@@ -12,7 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from audiolm_utils.figures.encoders import METRICS, Rows, read_or_warn
-from audiolm_utils.figures.style import COLOURS, FIGURES, HATCHES, MARKERS, new_figure, save_figure, styled
+from audiolm_utils.figures.style import (
+    COLOURS,
+    FIGURES,
+    HATCHES,
+    MARKERS,
+    new_figure,
+    save_figure,
+    shade_better,
+    styled,
+    whiskers,
+)
 from audiolm_utils.study.results import RESULTS
 
 DISTILLED = "pocket/distillation.json"
@@ -74,11 +84,12 @@ def gains(scores: Rows, differences: Rows) -> Figure:
         rows = [row for row in differences if row["test_set"] == name]
         for row in rows:
             y, look = places[row["arm"]], _look(row["arm"])
-            spread = [[row["difference"] - row["ci95"][0]], [row["ci95"][1] - row["difference"]]]
-            ax.errorbar(row["difference"], y, xerr=spread, capsize=4, **look)
+            ax.errorbar(row["difference"], y, xerr=whiskers(row["difference"], row["ci95"]), capsize=4, **look)
             ax.plot(row["by_seed"], [y + 0.32] * len(row["by_seed"]), ".", color=look["color"], markersize=6)
         metric, better = METRICS[rows[0]["metric"]]
-        _shade(ax, better)
+        ax.axvline(0.0, color=SOFTER, linestyle="--", linewidth=1.5)  # first, so that zero is in sight
+        ax.margins(x=0.12)
+        shade_better(ax, better)
         for of_round in labels.values():
             if of_round in places:
                 value = own[f"{of_round}, {BASE}"]["value"]
@@ -115,7 +126,9 @@ def budgets(training: Rows) -> Figure:
         bar = {"color": COLOURS[place], "edgecolor": SOFTER, "linewidth": 0.8}
         steps.barh(y, np.mean(made), 0.66, **bar)
         steps.plot(made, [y] * len(made), "o", color="white", markeredgecolor="black", markersize=5)
-        _write(steps, np.mean(made), max(made), y, "{:.0f}")
+        steps.annotate(
+            f"{np.mean(made):.0f}", (max(made), y), (8, 0), textcoords="offset points", va="center", fontsize=11
+        )
         own = np.mean([stage["minutes"] for stage in stages])
         asked = sum(stage.get("teacher_minutes", 0.0) for stage in stages)
         minutes.barh(y, own, 0.66, **bar)
@@ -159,20 +172,6 @@ def _name_lines(ax: Axes, labels: Mapping[float, str]) -> None:
 def _look(arm: str) -> dict[str, Any]:
     place = method_of(round_and_way(arm)[1])
     return {"color": COLOURS[place], "marker": MARKERS[place]}
-
-
-def _shade(ax: Axes, better: str) -> None:
-    """Shade the better side of zero, which is always in sight."""
-    ax.axvline(0.0, color=SOFTER, linestyle="--", linewidth=1.5)
-    ax.margins(x=0.12)
-    low, high = ax.get_xlim()
-    ax.axvspan(*((low, 0.0) if better == "lower" else (0.0, high)), color="0.93", zorder=0)
-    ax.set_xlim(low, high)
-
-
-def _write(ax: Axes, value: float, right: float, y: float, number: str) -> None:
-    """Write a value behind whatever reaches furthest right."""
-    ax.annotate(number.format(value), (right, y), (8, 0), textcoords="offset points", va="center", fontsize=11)
 
 
 def generate(out: Path | str = FIGURES, results: Path = RESULTS) -> list[Path]:

@@ -21,7 +21,9 @@ from audiolm_utils.figures.style import (
     new_figure,
     reference_line,
     save_figure,
+    shade_better,
     styled,
+    whiskers,
 )
 from audiolm_utils.study.published import published_encoders
 from audiolm_utils.study.results import RESULTS, read_result
@@ -134,9 +136,8 @@ def probes(rows: Rows, pooling: str = "mean+std") -> Figure:
             if (row := of.get((name, *key))) is None:
                 continue
             colour = 2 if key[1] is None else 1 if key[0] == "eat-mini" else 0
-            spread = [[row["accuracy"] - row["ci95"][0]], [row["ci95"][1] - row["accuracy"]]]
             look = {"color": COLOURS[colour], "marker": MARKERS[colour], "capsize": 4}
-            ax.errorbar(row["accuracy"], place, xerr=spread, **look)
+            ax.errorbar(row["accuracy"], place, xerr=whiskers(row["accuracy"], row["ci95"]), **look)
             ax.plot(row["folds"], [place + 0.26] * len(row["folds"]), ".", color=COLOURS[colour], markersize=5)
             ax.annotate(f"{row['accuracy']:.2f}", (row["accuracy"], place), (0, 7), textcoords="offset points",
                         ha="center", fontsize=11)  # fmt: skip
@@ -168,17 +169,13 @@ def ablations(scores: Rows, differences: Rows) -> Figure:
         base = next(row for row in scores if (row["test_set"], row["arm"]) == (name, BASE))
         for place, row in enumerate(rows):
             look = {"color": COLOURS[place % 4], "marker": MARKERS[place % len(MARKERS)]}
-            spread = [[row["difference"] - row["ci95"][0]], [row["ci95"][1] - row["difference"]]]
-            ax.errorbar(row["difference"], place, xerr=spread, capsize=4, **look)
+            ax.errorbar(row["difference"], place, xerr=whiskers(row["difference"], row["ci95"]), capsize=4, **look)
             seeds = row["by_seed"]
             ax.plot(seeds, [place + 0.27] * len(seeds), ".", color=COLOURS[place % 4], markersize=6)
-        ax.margins(x=0.12)
-        low, high = ax.get_xlim()
-        better_side = (low, 0.0) if METRICS[base["metric"]][1] == "lower" else (0.0, high)
-        ax.axvspan(*better_side, color="0.93", zorder=0)
-        ax.set_xlim(low, high)
-        ax.axvline(0.0, color="0.35", linestyle="--", linewidth=1.5)
         metric, better = METRICS[base["metric"]]
+        ax.margins(x=0.12)
+        shade_better(ax, better)
+        ax.axvline(0.0, color="0.35", linestyle="--", linewidth=1.5)
         ax.set(title=f"{TEST_SETS[name]}\nbase: {metric} {base['value']:.3f}, n = {base['n']}")
         ax.set(xlabel=f"Δ {metric} ({better} is better)", ylim=(len(rows) - 0.5, -0.5))
         ax.set(yticks=range(len(rows)))

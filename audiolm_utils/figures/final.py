@@ -20,7 +20,9 @@ from audiolm_utils.figures.style import (
     new_figure,
     reference_line,
     save_figure,
+    shade_better,
     styled,
+    whiskers,
 )
 from audiolm_utils.study.published import published_rows
 from audiolm_utils.study.results import RESULTS
@@ -52,7 +54,7 @@ def comparison(row: Mapping[str, Any]) -> Figure:
     for ax, name in zip(panels, sets, strict=False):
         for y, recipe in enumerate(RECIPES):
             score = of[name, recipe]
-            spread = [[max(0.0, score["value"] - score["ci95"][0])], [max(0.0, score["ci95"][1] - score["value"])]]
+            spread = whiskers(score["value"], score["ci95"])
             ax.barh(y, score["value"], 0.68, xerr=spread, edgecolor="0.25", error_kw=WHISKER, **LOOKS[recipe])
             ax.plot(score["by_seed"], [y] * len(score["by_seed"]), "o", color="white", markeredgecolor="black", ms=5)
         if (name, BASELINES) in of:
@@ -107,13 +109,12 @@ def differences(row: Mapping[str, Any]) -> Figure:
             place = RECIPES.index(line["arm"])
             y = sets[metric].index(line["test_set"]) + 0.3 * (place - 1.5)
             look = {"color": LOOKS[line["arm"]]["color"], "marker": MARKERS[place], "label": line["arm"]}
-            spread = [[line["difference"] - line["ci95"][0]], [line["ci95"][1] - line["difference"]]]
-            ax.errorbar(line["difference"], y, xerr=np.maximum(spread, 0), capsize=4, linestyle="none", **look)
+            spread = whiskers(line["difference"], line["ci95"])
+            ax.errorbar(line["difference"], y, xerr=spread, capsize=4, linestyle="none", **look)
             ax.plot(line["by_seed"], [y + 0.12] * len(line["by_seed"]), ".", color="black", markersize=5)
         ax.axvline(0.0, color="0.35", linestyle="--", linewidth=1.5)
-        low, high = ax.get_xlim()
-        ax.axvspan(*((low, 0.0) if better == "lower" else (0.0, high)), color="0.93", zorder=0)
-        ax.set(xlim=(low, high), yticks=range(len(sets[metric])), ylim=(len(sets[metric]) - 0.5, -0.5))
+        shade_better(ax, better)
+        ax.set(yticks=range(len(sets[metric])), ylim=(len(sets[metric]) - 0.5, -0.5))
         ax.set_yticklabels(sets[metric])
         ax.set_xlabel(f"Δ {name} to the base (shaded: better)", fontsize=11)
         ax.grid(axis="y", visible=False)

@@ -15,7 +15,16 @@ from matplotlib.transforms import ScaledTranslation
 from audiolm_utils.evaluation.profiling import GIB
 from audiolm_utils.figures.bars import Panel, bar_panels
 from audiolm_utils.figures.encoders import FULL_SIZE, METRICS, MODES, Rows, read_or_warn
-from audiolm_utils.figures.style import COLOURS, FIGURES, MARKERS, new_figure, reference_line, save_figure, styled
+from audiolm_utils.figures.style import (
+    COLOURS,
+    FIGURES,
+    MARKERS,
+    new_figure,
+    reference_line,
+    save_figure,
+    styled,
+    whiskers,
+)
 from audiolm_utils.study.audit import LLM_SWAPS, memory_audit
 from audiolm_utils.study.published import published_rows
 from audiolm_utils.study.results import RESULTS
@@ -123,8 +132,8 @@ def pareto(
             best = sorted(points[n] for n in front(points))
             ax.plot(*zip(*[(x, sign * y) for x, y in best], strict=True), ":", color="0.35", linewidth=1.8, zorder=1)
             for row, (x, _) in zip(rows, points, strict=True):
-                spread = [[row["value"] - row["ci95"][0]], [row["ci95"][1] - row["value"]]]
-                drawn = ax.errorbar(x, row["value"], yerr=spread, capsize=3, elinewidth=1.2, **looks[row["arm"]])
+                look = {"capsize": 3, "elinewidth": 1.2, **looks[row["arm"]]}
+                drawn = ax.errorbar(x, row["value"], yerr=whiskers(row["value"], row["ci95"]), **look)
                 for artist in drawn.get_children() if apart_points else ():
                     inches = apart_points * (order.index(row["arm"]) - (len(order) - 1) / 2) / 72
                     shift = ScaledTranslation(inches, 0, figure.dpi_scale_trans)

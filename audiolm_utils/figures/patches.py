@@ -14,13 +14,13 @@ import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from audiolm_utils.data.audio import SAMPLE_RATE
 from audiolm_utils.figures.style import COLOURS, FIGURES, MARKERS, new_figure, save_figure, styled
 from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
 from audiolm_utils.models.patches import PATCH, cut_patches
 from audiolm_utils.models.streams import align_in_time, flatten_patches, reduce_frequency
 
 FRAME_S, STEP_S = 0.02, 0.16
-SAMPLE_RATE = 16_000
 HEARD = ListedColormap(["white", COLOURS[2]])
 ORDERS = {"flat": "flat, as in the study", "aligned": "aligned in time, as here"}
 

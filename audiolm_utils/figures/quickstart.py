@@ -21,6 +21,7 @@ from audiolm_utils.figures.style import (
     reference_line,
     save_figure,
     styled,
+    whiskers,
 )
 from audiolm_utils.study.results import RESULTS, read_result
 
@@ -45,10 +46,10 @@ def pipeline(parts: Sequence[tuple[str, str, bool]]) -> Figure:
     axes.set(xlim=(0, len(parts)), ylim=(0, 1))
     axes.axis("off")
     for i, (name, leaves, trained) in enumerate(parts):
-        fill, ink = (COLOURS[3], "black") if trained else ("white", "black")
+        fill = COLOURS[3] if trained else "white"
         box = FancyBboxPatch((i + 0.08, 0.45), 0.74, 0.4, boxstyle="round,pad=0.02", fc=fill, ec=COLOURS[0], lw=2)
         axes.add_patch(box)
-        axes.text(i + 0.45, 0.65, name, ha="center", va="center", color=ink, fontsize=12)
+        axes.text(i + 0.45, 0.65, name, ha="center", va="center", fontsize=12)
         axes.text(i + 0.45, 0.36, leaves, ha="center", va="top", fontsize=10.5)
         if i + 1 < len(parts):
             arrow = {"arrowstyle": "-|>", "lw": 2, "color": COLOURS[0]}
@@ -125,8 +126,8 @@ def word_error_rate(quality: Mapping[str, Mapping[str, Any]], live: Mapping[str,
             if wer > WER_SHOWN:  # beyond the axis: said, not drawn, so that the others stay apart
                 axes.annotate(f"{wer:.2f} →", (WER_SHOWN, i), ha="right", va="center", fontsize=11)
                 continue
-            spread = [[max(0.0, wer - interval[0])], [max(0.0, interval[1] - wer)]]
-            axes.errorbar(wer, i, xerr=spread, fmt=MARKERS[i % len(MARKERS)], color=COLOURS[i % 4], capsize=5)
+            look = {"fmt": MARKERS[i % len(MARKERS)], "color": COLOURS[i % 4], "capsize": 5}
+            axes.errorbar(wer, i, xerr=whiskers(wer, interval), **look)
             axes.annotate(f"{wer:.3f}", (wer, i), (0, 9), textcoords="offset points", ha="center", fontsize=11)
         axes.set(title=f"{TEST_SETS[test_set]} (n = {scores['n']})", xlabel="WER, 95 % interval")
         axes.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.7), xlim=(-0.06, WER_SHOWN))

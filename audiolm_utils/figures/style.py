@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ def reference_line(axes: Axes, value: float, label: str, *, vertical: bool = Fal
     """A dashed line at a value that measurements are held against, labelled for the legend."""
     draw = axes.axvline if vertical else axes.axhline
     draw(value, color="0.35", linestyle="--", linewidth=1.5, label=label, zorder=3)
+
+
+def shade_better(axes: Axes, better: str) -> None:
+    """Shade the better side of zero, "lower" or "higher", to where the axes end now."""
+    low, high = axes.get_xlim()
+    axes.axvspan(*((low, 0.0) if better == "lower" else (0.0, high)), color="0.93", zorder=0)
+    axes.set_xlim(low, high)
+
+
+def whiskers(value: float, interval: Sequence[float]) -> list[list[float]]:
+    """How far an interval (low, high) reaches below and above a value, as `errorbar` takes it for one point.
+
+    At least 0: both are rounded, and a bootstrap interval need not hold the value.
+    """
+    return [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
 
 
 @styled()

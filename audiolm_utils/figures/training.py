@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from audiolm_utils.figures.encoders import Rows, read_or_warn
+from audiolm_utils.figures.final import FINAL
 from audiolm_utils.figures.llm import LADDER, Curves, loss_curves
 from audiolm_utils.figures.style import COLOURS, FIGURES, MARKERS, new_figure, reference_line, save_figure, styled
 from audiolm_utils.study.results import RESULTS
 
-FINAL, CHOICES = "pocket/final.json", "pocket/training-choices.json"
+CHOICES = "pocket/training-choices.json"
 WHOLE, CUT, BASE = "whole LLM, LoRA", "20 of 30 layers, QLoRA", "whole LLM, LoRA on attention alone"
 OF_LADDER = {"30 layers": WHOLE, "20 layers, NF4": CUT}
 OURS = "20 of 30 layers, LoRA"
@@ -39,8 +40,8 @@ def stage_curves(ladder: Mapping[str, Any], final: Mapping[str, Any] | None) -> 
     for row in ladder["training"]:
         if label := OF_LADDER.get(row["rung"]):
             panels["ladder, on audio"].setdefault(label, []).append(row["stages"][-1]["loss_curve"])
-    for name, title in STAGES.items() if final else ():
-        for row in final["training"] if final else ():
+    for row in final["training"] if final else ():
+        for name, title in STAGES.items():
             curve = next(stage["loss_curve"] for stage in row["stages"] if stage["name"] == name)
             panels.setdefault(title, {}).setdefault(OF_FINAL[row["recipe"]], []).append(curve)
     return panels

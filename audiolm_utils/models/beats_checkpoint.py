@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from audiolm_utils.models.beats import BeatsConfig, BeatsEncoder
 from audiolm_utils.models.fbank import BEATS_FBANK
 from audiolm_utils.models.patches import PATCH
-from audiolm_utils.models.torch_file import read_safetensors, read_torch_file, state_dict_of
+from audiolm_utils.models.torch_file import misfit, read_safetensors, read_torch_file, shapes_of, state_dict_of
 
 logger = logging.getLogger(__name__)
 
@@ -129,17 +129,8 @@ def _published_name(name: str) -> str:
 
 def _loaded(encoder: BeatsEncoder, state: dict[str, Tensor], names: dict[str, str], path: str | Path) -> BeatsEncoder:
     """Fill `encoder` from `state`, where its tensors have other `names`, in eval mode; all must be there, and fit."""
-    expected = {names[name]: tensor.shape for name, tensor in encoder.state_dict().items()}
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    shapes = [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(shape)} by its configuration"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"{path} is no BEATs encoder of its own configuration. Missing: {missing}. Unexpected: {unexpected}. "
-            f"Other shapes: {shapes}."
-        )
+    expected = {names[name]: shape for name, shape in shapes_of(encoder.state_dict()).items()}
+    if wrong := misfit(shapes_of(state), expected):
+        raise ValueError(f"{path} is no BEATs encoder of its own configuration. {wrong}")
     encoder.load_state_dict({name: state[published] for name, published in names.items()})
     return encoder.eval()

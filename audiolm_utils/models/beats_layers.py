@@ -79,13 +79,16 @@ class RelativePositionBias(nn.Module):
         Returns:
             (1, H, length, length) without positions, else (B, H, L, L).
         """
-        distance = torch.arange(1 - length, length, device=self.weight.device)
-        buckets = relative_bucket(distance, len(self.weight), self.max_distance)
-        table = self.weight[buckets].T  # (H, 2 length - 1)
+        table = self.table(length)
         if positions is None:  # row i is the window of the table that begins at distance -i
             return table.unfold(-1, length, 1).flip(1)[None]
         pairs = positions[:, None, :] - positions[:, :, None] + length - 1  # (B, L, L)
         return table[:, pairs].transpose(0, 1)
+
+    def table(self, length: int) -> Tensor:
+        """Biases of the distances 1 - length ... length - 1: (H, 2 length - 1)."""
+        distance = torch.arange(1 - length, length, device=self.weight.device)
+        return self.weight[relative_bucket(distance, len(self.weight), self.max_distance)].T
 
 
 class GatedAttention(nn.Module):

@@ -15,7 +15,7 @@ from audiolm_utils.data.cache import atomic_path
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.llm import is_adapter
 from audiolm_utils.models.routing import is_router
-from audiolm_utils.models.torch_file import read_safetensors
+from audiolm_utils.models.torch_file import misfit, read_safetensors, shapes_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -34,14 +34,14 @@ BASE_FIELDS = (
 class OwnWeights(Base):
     """The part of [`AudioLMForConditionalGeneration`] that reads and writes its own weights, strictly."""
 
-    prepared = ""  # the precision that prepare_for_inference brought the model to
+    prepared = ""  # the call that folded the model's adapters
 
     def refuse_prepared(self, deed: str, now: bool = True) -> None:
         """Raise ValueError where the model was prepared for inference and is `now` to be saved or trained."""
         if self.prepared and now:
             raise ValueError(
-                f"this model cannot be {deed}: prepare_for_inference(model, {self.prepared!r}) folded its adapters "
-                "into its weights. Load it again with from_pretrained, and prepare it only where it answers"
+                f"this model cannot be {deed}: {self.prepared} folded its adapters into its weights. Load it again "
+                "with from_pretrained, and prepare it only where it answers"
             )
 
     def own_state_dict(self) -> dict[str, torch.Tensor]:
@@ -50,23 +50,13 @@ class OwnWeights(Base):
         return {k: v for k, v in state.items() if not k.startswith(FROZEN_PARTS) or is_adapter(k) or is_router(k)}
 
     def load_own_state_dict(self, state: dict[str, torch.Tensor], origin: str = "state dict") -> None:
-        """Load connector and adapters strictly.
+        """Load connector, adapters and routers strictly.
 
         Raises:
             ValueError: keys are missing or unexpected, or a shape differs; all are listed with `origin`.
         """
-        own = self.own_state_dict()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        shapes = [
-            f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model"
-            for k in sorted(own.keys() & state.keys())
-            if state[k].shape != own[k].shape
-        ]
-        if missing or unexpected or shapes:
-            raise ValueError(
-                f"{origin} does not fit the model. Missing: {missing}. Unexpected: {unexpected}. "
-                f"Other shapes: {shapes}. Use the configuration it was saved with."
-            )
+        if wrong := misfit(shapes_of(state), shapes_of(self.own_state_dict())):
+            raise ValueError(f"{origin} does not fit the model. {wrong} Use the configuration it was saved with.")
         self.load_state_dict(state, strict=False)
 
     def save_pretrained(

@@ -183,7 +183,7 @@ class EatEncoder(PreTrainedModel):
             frame_mask(lengths, fbank.shape[1])[..., None], self.config.padding_value if pad_to else 0.0
         )
         tokens = self.embed(fbank)  # (B, N, P, D)
-        heard = (lengths.clamp(min=pad_to or PATCH) // PATCH).to(tokens.device)
+        heard = lengths.clamp(min=pad_to or PATCH) // PATCH
         mask = frame_mask(heard, tokens.shape[1]).repeat_interleave(self.num_patches, 1)  # (B, N * P)
         return self.encode_with_cls(tokens.flatten(1, 2), mask)
 

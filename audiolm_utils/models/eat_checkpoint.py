@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from audiolm_utils.models.eat import EatConfig, EatEncoder, position_code
-from audiolm_utils.models.torch_file import read_safetensors, read_torch_file, state_dict_of
+from audiolm_utils.models.torch_file import misfit, read_safetensors, read_torch_file, shapes_of, state_dict_of
 
 PUBLISHED_FRAMES = 1024  # all published models were trained on, and are run on, 10.24 s
 HEAD_WIDTH = 64  # of all published models
@@ -128,17 +128,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _load(encoder: EatEncoder, state: dict[str, Tensor], origin: Path) -> EatEncoder:
     """Load `state` strictly and return the encoder in eval mode; `ValueError` lists what does not fit."""
-    own = encoder.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} expected"
-        for key in own.keys() & state.keys()
-        if state[key].shape != own[key].shape
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"{origin} is no EAT encoder of {encoder.config.num_hidden_layers} layers: "
-            f"missing {missing}, unexpected {unexpected}, of other shapes {sorted(shapes)}."
-        )
+    if wrong := misfit(shapes_of(state), shapes_of(encoder.state_dict())):
+        raise ValueError(f"{origin} is no EAT encoder of {encoder.config.num_hidden_layers} layers. {wrong}")
     encoder.load_state_dict(state)
     return encoder.eval()

@@ -141,7 +141,7 @@ def prepare_for_inference(model: AudioLMForConditionalGeneration, precision: str
     else:
         fold_adapters(model)
         lay_out_for_decoding(model)
-    model.prepared = precision
+    model.prepared = f"prepare_for_inference(model, {precision!r})"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ Shape legend: B clips, N audio tokens, V tokens of the CTC vocabulary; class 0 i
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import LogitsProcessor
@@ -71,16 +71,15 @@ class CTCPrefixScorer:
         """State of the prefix with one more token (a class from 1 to V)."""
         log_probs = self.log_probs[clip]
         entering = _shift(state.blank) if token == state.last else self._before(state)
+        score = torch.logsumexp(entering + log_probs[:, token], 0)
         arriving = (entering + log_probs[:, token]).tolist()
         own, rest = log_probs[:, token].tolist(), log_probs[:, BLANK].tolist()
         nonblank, blank = [arriving[0]], [NEVER]
         for t in range(1, len(own)):
             nonblank.append(_logaddexp(nonblank[-1] + own[t], arriving[t]))
             blank.append(_logaddexp(blank[-1], nonblank[-2]) + rest[t])
-        score = torch.logsumexp(torch.tensor(arriving, dtype=torch.double), 0)
-        like: dict[str, Any] = {"dtype": torch.double, "device": log_probs.device}
-        ends = torch.tensor([nonblank, blank], **like)
-        return PrefixState(ends[0], ends[1], score.to(log_probs.device), token)
+        ends = log_probs.new_tensor([nonblank, blank])
+        return PrefixState(ends[0], ends[1], score, token)
 
     @staticmethod
     def _before(state: PrefixState) -> torch.Tensor:

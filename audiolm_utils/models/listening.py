@@ -50,6 +50,9 @@ class Listening(Base):
 
         Returns:
             encoder features (B, F, E), streams side by side, and their lengths (B,) in frames of 20 ms.
+
+        Raises:
+            ValueError: the model has an audio encoder, and there is no fbank for it.
         """
         features, lengths = self.encode_speech(input_features, feature_lengths)
         if self.audio_encoder is None:
@@ -72,8 +75,11 @@ class Listening(Base):
         encoder_lengths: torch.Tensor | None = None,
         **inputs: torch.Tensor,
     ) -> AudioTokens:
-        """Project encoder features (B, F, E) with lengths in frames, as cached, or those of [`encode`]'s inputs."""
-        if encoder_features is None:
+        """Project encoder features (B, F, E) with lengths in frames, as cached, or those of [`encode`]'s inputs.
+
+        Raises ValueError where either comes without its lengths, or neither comes.
+        """
+        if encoder_features is None or encoder_lengths is None:
             if "input_features" not in inputs or "feature_lengths" not in inputs:
                 raise ValueError("give input_features with feature_lengths, or encoder_features with encoder_lengths")
             encoder_features, encoder_lengths = self.encode(**inputs)

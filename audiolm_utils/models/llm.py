@@ -144,7 +144,7 @@ def effective_state(module: nn.Module) -> dict[str, torch.Tensor]:
     state = module.state_dict()
     if any(tensor.any() for name, tensor in state.items() if "lora_B" in name):
         return state
-    plain = {name: tensor for name, tensor in state.items() if "lora_" not in name}
+    plain = {name: tensor for name, tensor in state.items() if not is_adapter(name)}
     return {name.replace(".base_layer.", "."): tensor for name, tensor in plain.items()}
 
 

@@ -13,7 +13,13 @@ from transformers.utils import ModelOutput
 
 
 class AudioTokens(NamedTuple):
-    """What the audio side gives the LLM: inputs (B, N, D), counts (B,), and where kept, a bool mask (B, N)."""
+    """What the audio side gives the LLM, inputs (B, N, D) and counts (B,), and what a CTC head reads in them.
+
+    Attributes:
+        inputs, counts: padded audio tokens and how many of a row are its own.
+        keep: bool (B, N), the tokens that stay where they are compressed, else None.
+        log_probs: (B, N, CTC classes), None without a CTC head.
+    """
 
     inputs: torch.Tensor
     counts: torch.Tensor

@@ -22,20 +22,15 @@ from audiolm_utils.models.audio_encoders import load_audio_encoder
 from audiolm_utils.models.chat import chat_prompt, check_chat, load_tokenizer
 from audiolm_utils.models.configuration import AudioLMConfig
 from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
-from audiolm_utils.models.log_mel import log_mel
-from audiolm_utils.models.projector import ProjectorConfig
+from audiolm_utils.models.log_mel import SAMPLE_RATE, log_mel
+from audiolm_utils.models.projector import ProjectorConfig, num_audio_tokens
 from audiolm_utils.models.splice import IGNORE_INDEX
 from audiolm_utils.models.thoughts import read_answer
 from audiolm_utils.models.weights import resolve
-from audiolm_utils.models.whisper import MAX_FRAMES, SAMPLES_PER_FRAME, num_frames
-
-SAMPLE_RATE = 16_000
-MIN_SAMPLES = 2 * SAMPLES_PER_FRAME  # the STFT mirrors 200 samples at each end
-MAX_SAMPLES = MAX_FRAMES * SAMPLES_PER_FRAME
 
 
 class AudioLMProcessor(ProcessorMixin):
-    """Whisper log-mel features, chat prompts with audio placeholders, labels that keep the end token.
+    """Log-mel features and filter banks, chat prompts with audio placeholders, labels that keep the end token.
 
     Args:
         feature_extractor: Whisper's.
@@ -47,6 +42,7 @@ class AudioLMProcessor(ProcessorMixin):
         system_prompt: system message of every chat; "" keeps it empty, None leaves it to the template.
         ctc_merges: spell CTC targets with the tokenizer's first merges only, so that there are fewer, more
             frequent classes; None uses all of them.
+        chat_template: as the base class reads it beside a saved tokenizer; prompts take the tokenizer's own.
 
     Raises:
         ValueError: the audio token is not one token of the tokenizer, or this is not fit for a chat.
@@ -110,8 +106,7 @@ class AudioLMProcessor(ProcessorMixin):
 
     def num_audio_tokens(self, num_samples: int) -> int:
         """Audio tokens of a clip of `num_samples` at 16 kHz, as the projector will give."""
-        frames = MAX_FRAMES if self._projector.legacy else num_frames(max(num_samples, MIN_SAMPLES))
-        return int(self._projector.num_tokens(frames))
+        return num_audio_tokens(num_samples / SAMPLE_RATE, self._projector)
 
     def audio_features(self, audio: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         """Features of mono 16 kHz clips, each computed as if it were alone and padded with zeros.

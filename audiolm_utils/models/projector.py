@@ -6,7 +6,6 @@ N audio tokens, D LLM width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from audiolm_utils.models.whisper import MAX_FRAMES, frame_mask
+from audiolm_utils.models.log_mel import SAMPLE_RATE
+from audiolm_utils.models.whisper import MAX_FRAMES, frame_mask, num_frames
 
 
 @dataclass(frozen=True)
@@ -220,10 +220,10 @@ class Projector(nn.Module):
         return self.norm(self.body(features, lengths)), self.config.num_tokens(lengths)
 
 
-def num_audio_tokens(duration_s: float, config: ProjectorConfig, sample_rate: int = 16_000) -> int:
+def num_audio_tokens(duration_s: float, config: ProjectorConfig) -> int:
     """Audio tokens the projector gives for a clip of `duration_s` seconds; 2 frames (40 ms) are the least.
 
     In legacy every clip is padded to 30 s and costs the same.
     """
-    frames = max(2, math.ceil(round(duration_s * sample_rate) / (sample_rate / 50)))
-    return int(config.num_tokens(MAX_FRAMES if config.legacy else frames))
+    frames = MAX_FRAMES if config.legacy else max(2, num_frames(round(duration_s * SAMPLE_RATE)))
+    return int(config.num_tokens(frames))

@@ -117,15 +117,18 @@ class Neighbours:
         vectors = scaled if self.basis is None else scaled @ self.basis.astype(np.float32)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
-    def save(self, folder: Path) -> None:
-        """Write `FILE` beside a model; raises ValueError where all numbers are kept, which is too much to ship."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All but the texts, by the names of the arguments; ValueError for full size, which is too much to ship."""
         if self.basis is None:
             raise ValueError("neighbours of full size are not saved: make them with dims")
+        return {"vectors": self.vectors, "centre": self.centre, "scale": self.scale, "basis": self.basis}
+
+    def save(self, folder: Path) -> None:
+        """Write `FILE` beside a model; errors as in [`arrays`]."""
         from safetensors.numpy import save_file  # imported here alone: a device without PyTorch has other files
 
-        arrays = {"vectors": self.vectors, "centre": self.centre, "scale": self.scale, "basis": self.basis}
+        contiguous = {name: np.ascontiguousarray(array) for name, array in self.arrays().items()}
         with atomic_path(folder / FILE) as partial:
-            contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
             save_file(contiguous, partial, {"texts": json.dumps(self.texts, ensure_ascii=False)})
 
     @classmethod

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from audiolm_utils.models.projector import ProjectorConfig
-from audiolm_utils.models.torch_file import read_torch_file, state_dict_of
+from audiolm_utils.models.torch_file import misfit, read_torch_file, shapes_of, state_dict_of
 from audiolm_utils.models.whisper import MAX_FRAMES
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def salmonn_config(
     Raises:
         OSError, ValueError: as [`read_salmonn`]; or tensors are missing that every such checkpoint has.
     """
-    found = salmonn_sizes({name: tuple(tensor.shape) for name, tensor in read_salmonn(path).items()})
+    found = salmonn_sizes(shapes_of(read_salmonn(path)))
     if absent := [key for key in REQUIRED_SIZES if not found[key]]:
         raise ValueError(f"{path} does not tell {absent}: it is no SALMONN-style checkpoint, or not a whole one")
     projector = ProjectorConfig(
@@ -152,22 +152,12 @@ def load_salmonn(model: AudioLMForConditionalGeneration, path: str | Path) -> No
     state = read_salmonn(path)
     # SALMONN's queries have a leading axis of 1
     want = {theirs: (1, *own[n].shape) if n.endswith("queries") else tuple(own[n].shape) for n, theirs in names.items()}
-    have = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if have != want:
-        raise ValueError(_misfit(str(path), have, want))
+    have = shapes_of(state)
+    if wrong := misfit(have, want):
+        found, needed = salmonn_sizes(have), salmonn_sizes(want)
+        sizes = [f"{k}: {found[k]} in the file, {needed[k]} in the model" for k in found if found[k] != needed[k]]
+        raise ValueError(
+            f"{path} does not fit the model. Sizes: {sizes}. {wrong} "
+            "Build the model from salmonn_config(path), and with the encoders and the LLM of the checkpoint."
+        )
     model.load_own_state_dict({n: state[theirs].reshape(own[n].shape) for n, theirs in names.items()}, str(path))
-
-
-def _misfit(path: str, have: dict[str, tuple[int, ...]], want: dict[str, tuple[int, ...]]) -> str:
-    found, needed = salmonn_sizes(have), salmonn_sizes(want)
-    sizes = [f"{k}: {found[k]} in the file, {needed[k]} in the model" for k in found if found[k] != needed[k]]
-    shapes = [
-        f"{name}: {have[name]} in the file, {want[name]} in the model"
-        for name in sorted(have.keys() & want.keys())
-        if have[name] != want[name]
-    ]
-    return (
-        f"{path} does not fit the model. Sizes: {sizes}. Missing: {sorted(want.keys() - have.keys())}. "
-        f"Unexpected: {sorted(have.keys() - want.keys())}. Other shapes: {shapes}. "
-        "Build the model from salmonn_config(path), and with the encoders and the LLM of the checkpoint."
-    )

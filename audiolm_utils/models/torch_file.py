@@ -1,10 +1,10 @@
-"""Reading published `.pt` and `.pth` checkpoints without running what a pickle may hold."""
+"""Reading checkpoints, torch's and safetensors, without running what a pickle may hold, and saying what is wrong."""
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,3 +92,21 @@ def state_dict_of(content: dict[str, Any], entry: str, path: str | Path) -> dict
     if wrong:
         raise ValueError(f"{path}: {entry!r} should hold tensors by name, but these are none: {wrong[:5]}")
     return state
+
+
+def misfit(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """How a file's tensors differ from a model's, told by their shapes by name; "" where they do not."""
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    shapes = [
+        f"{name}: {tuple(found[name])} in the file, {tuple(wanted[name])} in the model"
+        for name in sorted(found.keys() & wanted.keys())
+        if found[name] != wanted[name]
+    ]
+    if not (missing or unexpected or shapes):
+        return ""
+    return f"Missing: {missing}. Unexpected: {unexpected}. Other shapes: {shapes}."
+
+
+def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors by name, as [`misfit`] takes them."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -71,24 +71,6 @@ class DerivedWeights:
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
-def whisper_tiny_en() -> Path:
-    """Return the folder of Whisper tiny.en (39 M parameters, float32), building it where absent."""
-    return _build("whisper-tiny.en")
-
-
-def smollm2_135m_instruct() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct (135 M parameters, float32), building it where absent.
-
-    The wheel holds them quantised to about 5 bits each (GGUF Q4_1), so they only approach the original's.
-    """
-    return _build("smollm2-135m-instruct")
-
-
-def all_minilm_l6_v2() -> Path:
-    """Return the folder of all-MiniLM-L6-v2 (22.7 M parameters, float32), building it where absent."""
-    return _build("all-minilm-l6-v2")
-
-
 def resolve(reference: str | None) -> str:
     """Return the folder of a `pocket:NAME` reference, building it where absent; others come back unchanged.
 

@@ -5,8 +5,6 @@ Shape legend: B batch, M mel bins, T mel frames (100 a second), F = T / 2 encode
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import WhisperConfig, WhisperModel
@@ -39,10 +37,10 @@ class SpeechEncoder(WhisperEncoder):
     """
 
     @classmethod
-    def from_whisper(cls, reference: str, **kwargs: Any) -> SpeechEncoder:
+    def from_whisper(cls, reference: str) -> SpeechEncoder:
         """Load the encoder of a Whisper checkpoint (local folder or hub id); keys must match exactly."""
         with named_weights(reference):
-            source = WhisperModel.from_pretrained(reference, **kwargs).encoder
+            source = WhisperModel.from_pretrained(reference).encoder
         encoder = cls(source.config).to(source.dtype)
         encoder.load_state_dict(source.state_dict(), strict=True)
         return encoder.eval()

@@ -9,13 +9,21 @@ import numpy as np
 import torch
 
 from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.evaluation.evaluate import ANSWER_TOKENS
-from audiolm_utils.models.processing import SAMPLE_RATE
+from audiolm_utils.models.log_mel import SAMPLE_RATE
 from audiolm_utils.models.whisper import SAMPLES_PER_FRAME
 from audiolm_utils.study.measure import Model
+from audiolm_utils.training.encoding import encode_items
 
 OTHER_TOKENS = 32  # the most of a caption or of an answer to a question
+
+
+def features_of(model: Model, items: Sequence[AudioItem]) -> list[np.ndarray]:
+    """Encoder features (F, E) of items, from the cache."""
+    kept = encode_items(*model, items, cache_dir(), cache_dir() / "features")
+    return [kept[item.id] for item in items]
 
 
 @torch.no_grad()

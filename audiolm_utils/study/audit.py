@@ -23,14 +23,14 @@ SAME_MODEL = ("base + QLoRA", "Llama-3.2-3B 4-bit")
 LLM_SWAPS = ("base", "Distill-Qwen-1.5B", "base + QLoRA", *(name for name in STUDY if name.endswith("4-bit")))
 
 
-def resize_bytes(vocab: int, width: int, added: int = ADDED_TOKENS, itemsize: int = 2) -> int:
+def resize_bytes(vocab: int, width: int) -> int:
     """Bytes that growing an embedding needs for a moment, beside the old one, in transformers 4.46 and later.
 
     The new rows are drawn from the distribution of the old: two copies of the table in float32, one as it is and one
-    centred; six square matrices around their covariance; the new table; the mean; and a flag.
+    centred; six square matrices around their covariance; the new table, in 16 bits; the mean; and a flag.
     """
     copies, square = 2 * vocab * width * 4, 6 * width**2 * 4
-    return copies + square + (vocab + added) * width * itemsize + width * 4 + 1
+    return copies + square + (vocab + ADDED_TOKENS) * width * 2 + width * 4 + 1
 
 
 def memory_audit(sizes: Sizes = DEFAULT, audio_s: float = 10.0) -> pd.DataFrame:
@@ -94,7 +94,7 @@ def hypotheses(sizes: Sizes = DEFAULT, audio_s: float = 10.0) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("row")
 
 
-def traced_steps(fields: dict[str, Any], added: int = ADDED_TOKENS) -> pd.DataFrame:
+def traced_steps(fields: dict[str, Any]) -> pd.DataFrame:
     """Carry out what happens to a 4-bit LLM before and while it is used, on the CPU at small size, and trace it.
 
     Args:
@@ -121,7 +121,7 @@ def traced_steps(fields: dict[str, Any], added: int = ADDED_TOKENS) -> pd.DataFr
 
         loading = {"quantization_config": four_bit, "dtype": torch.float16, "device_map": "cpu"}
         model = step("load in 4 bits", lambda: AutoModelForCausalLM.from_pretrained(folder, **loading))
-        step("grow the embeddings", lambda: model.resize_token_embeddings(fields["vocab_size"] + added))
+        step("grow the embeddings", lambda: model.resize_token_embeddings(fields["vocab_size"] + ADDED_TOKENS))
         step("prepare for training (peft)", lambda: prepare_model_for_kbit_training(model, False))
         ids = torch.zeros(1, 8, dtype=torch.long)
         step("read a prompt", lambda: model(ids, logits_to_keep=1, use_cache=False).logits.sum())

@@ -61,9 +61,10 @@ def run_on_ray(calls: Mapping[str, Call], address: str) -> Iterator[dict[str, An
             for name, task in tasks.items():
                 try:
                     yield ray.get(task)
-                except ray.exceptions.RayTaskError as error:
-                    logger.error("%s failed: %s", name, error.cause)
-                    failed.append(error.cause)
+                except ray.exceptions.RayError as error:  # of the call, or of a node too many that went
+                    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+                    logger.error("%s failed: %s", name, cause)
+                    failed.append(cause)
             if failed:
                 raise failed[0]
     finally:

@@ -17,6 +17,7 @@ from audiolm_utils.data.augment import SpanMask
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
 from audiolm_utils.models.torch_file import read_safetensors
+from audiolm_utils.study.answers import features_of
 from audiolm_utils.study.lessons import SYNTHETIC, lessons
 from audiolm_utils.study.measure import Model, Rows, load_folder
 from audiolm_utils.study.noise_answers import read_out
@@ -25,7 +26,6 @@ from audiolm_utils.study.recipe import WHISPER_LINEAR, Recipe, Stage, lora_field
 from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
 from audiolm_utils.study.run import ADAPTERS
 from audiolm_utils.study.train import build_model, train_stage
-from audiolm_utils.training.encoding import encode_items
 
 ALIGN = Stage(
     "align",
@@ -68,7 +68,7 @@ def run_or_load_connector(*, fresh: bool = False, **arguments: Any) -> dict[str,
     It has training (the row of its stage) and scores of what CTC reads off the held-out clips, without any LLM.
     """
     known = {"fingerprint": CONNECTOR.fingerprint()} | corpus_hashes()
-    if (row := current_row(CONNECTOR, known)) and not fresh:
+    if not fresh and (row := current_row(CONNECTOR, known)):
         return row
     data = lessons()
     training = train_connector(data.alignment, fresh=fresh, **arguments)
@@ -76,8 +76,7 @@ def run_or_load_connector(*, fresh: bool = False, **arguments: Any) -> dict[str,
     samples: Rows = []
     for name, items in data.tests.items():
         if items[0].task != "QA":
-            cache = encode_items(*model, items, cache_dir(), cache_dir() / "features")
-            texts = read_out(model, [cache[item.id] for item in items])
+            texts = read_out(model, features_of(model, items))
             rows = zip(items, texts, strict=True)
             samples += [{"test_set": name, "id": i.id, **right_answers(i), "answers": {READ_OUT: [t]}} for i, t in rows]
     row = provenance(CONNECTOR, known["data_sha256"]) | known

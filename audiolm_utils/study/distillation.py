@@ -23,7 +23,7 @@ from audiolm_utils.study.ladder import (
 from audiolm_utils.study.ladder_row import samples_of
 from audiolm_utils.study.lessons import Lessons, lessons
 from audiolm_utils.study.mixture_training import MINUTES, MIXTURE, MODELS, model_recipe
-from audiolm_utils.study.paired import differences, scores
+from audiolm_utils.study.paired import differences, only, scores
 from audiolm_utils.study.recipe import Recipe
 from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
 from audiolm_utils.study.rung_costs import load_in_a_way
@@ -146,12 +146,13 @@ def load_teacher(data: Lessons, steps: int, **arguments: Any) -> AudioLMForCondi
 def run_or_load_distillation(*, fresh: bool = False, **arguments: Any) -> dict[str, Any]:
     """The experiment's result row: loaded where recipes, connector and data are those of the row, else made.
 
-    What an interrupted call finished is not done again; `fresh` starts over. The row has teacher (rung, seed), training
-    (rows of stages), scores and differences of each student's ways against cross-entropy (see `paired`; arms are named
-    "student, minutes, way"), and what every result row has; its samples stand beside it.
+    What an interrupted call finished is not done again; `fresh` trains the students anew, of the same teachers. The
+    row has teachers (rung, seed, steps), training (rows of stages), scores and differences of each student's ways
+    against cross-entropy (see `paired`; arms are named "student, minutes, way"), and what every result row has; its
+    samples stand beside it.
     """
     known = {"fingerprint": fingerprint()} | corpus_hashes()
-    if (row := current_row(EXPERIMENT, known)) and not fresh:
+    if not fresh and (row := current_row(EXPERIMENT, known)):
         return row
     data = lessons()
     row = provenance(EXPERIMENT, known["data_sha256"]) | known | {"seed": list(SEEDS)}
@@ -163,8 +164,9 @@ def run_or_load_distillation(*, fresh: bool = False, **arguments: Any) -> dict[s
             row["training"] += [run["training"] for run in runs]
     row["teachers"], asked = [], sorted({of_round.teacher_steps for of_round in ROUNDS})
     for steps in asked:
-        folder = run_folder(teacher_recipe(steps), data)
-        model = load_in_a_way(folder / f"{len(teacher_recipe(steps).stages) - 1}-{LISTEN.name}")
+        recipe = teacher_recipe(steps)
+        folder = run_folder(recipe, data)
+        model = load_in_a_way(folder / f"{len(recipe.stages) - 1}-{LISTEN.name}")
         answers[f"teacher, {steps} steps"] = [answer_tests(model, data, folder)]
         row["teachers"].append({"rung": TEACHER, "seed": TEACHER_SEED, "steps": steps})
     samples = samples_of(data, answers)
@@ -172,18 +174,11 @@ def run_or_load_distillation(*, fresh: bool = False, **arguments: Any) -> dict[s
     row["differences"] = [
         line
         for of_round in ROUNDS
-        for line in differences(only(samples, f"{of_round.name}, "), CONDITION, f"{of_round.name}, {BASE}")
+        for arms in [[f"{of_round.name}, {way}" for way in of_round.ways]]
+        for line in differences(only(samples, arms), CONDITION, f"{of_round.name}, {BASE}")
     ]
     write_result(EXPERIMENT, row, samples)
     return row
-
-
-def only(samples: list[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
-    """The samples with the answers of those arms alone whose names begin with a prefix."""
-    return [
-        {**sample, "answers": {arm: a for arm, a in sample["answers"].items() if arm.startswith(prefix)}}
-        for sample in samples
-    ]
 
 
 def fingerprint() -> str:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from audiolm_utils.data.annotations import AudioItem, manifest_sha256
-from audiolm_utils.data.cache import atomic_path, cache_dir
+from audiolm_utils.data.annotations import CAPTION_TASKS, AudioItem, manifest_sha256
+from audiolm_utils.data.cache import cache_dir, kept_json
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.models.weights import weights_sha256
-from audiolm_utils.study.answers import answer_features
+from audiolm_utils.study.answers import answer_features, features_of
 from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.noise import shortest
 from audiolm_utils.study.noise_answers import read_out
@@ -29,7 +29,6 @@ from audiolm_utils.study.recipe import Recipe, Stage
 from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
 from audiolm_utils.study.run import SPEECH_SOURCES
 from audiolm_utils.study.train import build_model, train_stage
-from audiolm_utils.training.encoding import encode_items
 
 SEEDS = (0, 1)
 ARMS: dict[str, dict[str, Any]] = {
@@ -38,7 +37,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "EAT": {"audio_model": "pocket:eat-mini", "pad_to_30s": True},
     "unpadded": {"audio_model": "pocket:beats-mini", "pad_to_30s": False},
 }
-CAPTION_TASKS = ("audiocaption", "audiocaption_v2")
 TRAINING_TTS, TRAINING_SCENES, TEST_TTS = 2_000, 400, 100
 CONDITION = ("test_set",)
 EXPERIMENT = Recipe("encoders")
@@ -155,25 +153,22 @@ def run_arm(
         train_stage(recipe, stage, model, processor, half.training, folder / f"{n}-{stage.name}", **arguments)
         for n, stage in enumerate(recipe.stages)
     ]
-    done = folder / "answers.json"
-    if not done.is_file():
+
+    def answer() -> dict[str, list[str]]:
         if half.questions:
             tensors, _ = taught_reader(half, reader, **arguments)
             model.load_own_state_dict({**model.own_state_dict(), **tensors}, origin=reader.name)
-        answers = {}
+        answers, both = {}, (model, processor)
         for name, items in half.tests.items():
-            clips = [replace(item, id=item.path) for item in items]
-            cache = encode_items(model, processor, clips, cache_dir(), cache_dir() / "features")
-            features = [cache[clip.id] for clip in clips]
+            features = features_of(both, [replace(item, id=item.path) for item in items])
             asked = items[0].task == "QA"
-            both = (model, processor)
             answers[name] = (
                 answer_features(both, items, features, max_new_tokens=12) if asked else read_out(both, features)
             )
-        with atomic_path(done) as partial:
-            partial.write_text(json.dumps(answers), encoding="utf-8")
+        return answers
+
     about = {"recipe": half.recipe.name, "arm": arm, "seed": seed}
-    return {"training": about | {"stages": stages}, "answers": json.loads(done.read_text(encoding="utf-8"))}
+    return {"training": about | {"stages": stages}, "answers": kept_json(folder / "answers.json", answer)}
 
 
 def taught_reader(half: Half, reader: Recipe = READER, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -215,7 +210,7 @@ def run_or_load_encoders(*, fresh: bool = False, **arguments: Any) -> dict[str, 
     stages), scores and differences (see `paired`), and what every result row has; its samples stand beside it.
     """
     known = {"fingerprint": fingerprint()} | corpus_hashes()
-    if (row := current_row(EXPERIMENT, known)) and not fresh:
+    if not fresh and (row := current_row(EXPERIMENT, known)):
         return row
     speech, sound = speech_half(), sound_half()
     if fresh:

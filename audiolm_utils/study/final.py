@@ -11,21 +11,20 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import soundfile
 import torch
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from audiolm_utils.data.annotations import AudioItem, manifest_sha256, resolve_path
+from audiolm_utils.data.annotations import CAPTION_TASKS, AudioItem, manifest_sha256, resolve_path
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
-from audiolm_utils.data.cache import atomic_path, cache_dir
+from audiolm_utils.data.cache import atomic_path, cache_dir, kept_json
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.evaluation.baselines import majority_answers, nearest_texts, whisper_transcripts
 from audiolm_utils.models.retrieval import Neighbours
-from audiolm_utils.study.answers import answer_features
+from audiolm_utils.study.answers import answer_features, features_of
 from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, OURS, SCENES, START, SYNTHETIC
-from audiolm_utils.study.hints import CAPTIONS, hinted, hinted_apart, neighbours
+from audiolm_utils.study.hints import hinted, hinted_apart, neighbours
 from audiolm_utils.study.lessons import RENDERED, Lessons, alignment_items
 from audiolm_utils.study.measure import Model
 from audiolm_utils.study.noise_answers import in_noise, read_out
@@ -81,7 +80,6 @@ def noisy_copy(item: AudioItem) -> AudioItem:
     file = cache_dir() / path
     if not file.is_file():
         clip = in_noise(load_audio(resolve_path(item, cache_dir())), item.path, "white", SNR_DB)
-        file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as partial:
             soundfile.write(partial, clip, SAMPLE_RATE, subtype="FLOAT", format="WAV")
     return replace(item, id=str(path), path=str(path))
@@ -152,7 +150,8 @@ def kept_answers(
 ) -> dict[str, dict[str, list[str]]]:
     """Answers of a saved model, prepared as it is deployed, to every test item, by arm and test set; read from a file
     where they are there."""
-    if not done.is_file():
+
+    def answer() -> dict[str, dict[str, list[str]]]:
         model = load_in_a_way(place, INFERENCE[recipe.name])
         answers: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
         for name, items in data.tests.items():
@@ -161,20 +160,14 @@ def kept_answers(
             decoding = recipe.decoding() if spoken else {}
             asked = hinted(items, features, known) if known else items
             said = answers[recipe.name][name] = answer_features(model, asked, features, **decoding)
-            if known and items[0].task in CAPTIONS:
+            if known and items[0].task in CAPTION_TASKS:
                 answers[f"{recipe.name}, {OWN}"][name] = said
                 answers[recipe.name][name] = known.agreed(features, said)
             if spoken:
                 answers[f"{recipe.name}, {CTC}"][name] = read_out(model, features)
-        with atomic_path(done) as partial:
-            partial.write_text(json.dumps(answers), encoding="utf-8")
-    return json.loads(done.read_text(encoding="utf-8"))
+        return answers
 
-
-def features_of(model: Model, items: Sequence[AudioItem]) -> list[np.ndarray]:
-    """Encoder features of items, from the cache."""
-    kept = encode_items(*model, items, cache_dir(), cache_dir() / "features")
-    return [kept[item.id] for item in items]
+    return kept_json(done, answer)
 
 
 def baseline_answers(data: Lessons) -> dict[str, list[str]]:
@@ -183,13 +176,8 @@ def baseline_answers(data: Lessons) -> dict[str, list[str]]:
 
     Kept beside the trainings, and read from there where data and start are the same.
     """
-    done = cache_dir() / "runs" / f"baselines-{_digest([data.sha256(), _start_sha256(OURS.name)])}.json"
-    if not done.is_file():
-        answers = _baseline_answers(data)
-        done.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(done) as partial:
-            partial.write_text(json.dumps(answers), encoding="utf-8")
-    return json.loads(done.read_text(encoding="utf-8"))
+    name = f"baselines-{_digest([data.sha256(), _start_sha256(OURS.name)])}.json"
+    return kept_json(cache_dir() / "runs" / name, lambda: _baseline_answers(data))
 
 
 def _baseline_answers(data: Lessons) -> dict[str, list[str]]:

@@ -15,10 +15,9 @@ from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus
 from audiolm_utils.data.prompts import test_prompt
-from audiolm_utils.evaluation.evaluate import answer_clips
 from audiolm_utils.evaluation.profiling import Timing, measure_together, peak_memory_bytes, weights_bytes
 from audiolm_utils.models.listening import AUDIO_INPUTS
-from audiolm_utils.study.measure import Model
+from audiolm_utils.study.measure import Model, answer_once
 from audiolm_utils.study.rung_costs import load_in_a_way
 
 SECONDS = (1.0, 3.0, 10.0, 30.0)
@@ -31,7 +30,7 @@ def measure_final(models: Mapping[str, tuple[Path, str]], *, repeats: int = 10) 
     """Time saved models in turn, batch 1, greedy, and measure each one's memory in a fresh process.
 
     Args:
-        models: folder and way of preparing, see `WAYS`, by name; the first is what others are compared with.
+        models: folder and way of preparing, see [`load_in_a_way`], by name; the first is what others are compared with.
 
     Returns:
         A row a model: model, way, threads, times (rows: audio_s, ttft_s, encoder_s, and the ratios of their medians to
@@ -68,7 +67,8 @@ def measure_final(models: Mapping[str, tuple[Path, str]], *, repeats: int = 10) 
     nothing = peak_memory_bytes(_rest, prepare=_import)
     for row in rows:
         load = partial(load_in_a_way, *models[row["model"]])
-        row["peak_memory_bytes"] = peak_memory_bytes(partial(_answer, clips[MEMORY_S]), prepare=load)
+        answer = partial(answer_once, clips[MEMORY_S], max_new_tokens=NEW_TOKENS)
+        row["peak_memory_bytes"] = peak_memory_bytes(answer, prepare=load)
         row["memory_in_use_bytes"] = row["peak_memory_bytes"] - nothing
         row["memory_ratio"] = round(row["memory_in_use_bytes"] / rows[0]["memory_in_use_bytes"], 4)
     return rows
@@ -94,10 +94,6 @@ def _encode(model: Model, clip: np.ndarray) -> object:
     network, processor = model
     batch = processor([test_prompt("asr")], audio=[clip])
     return network.encode(**{name: batch[name] for name in AUDIO_INPUTS if name in batch})
-
-
-def _answer(clip: np.ndarray, model: Model) -> None:
-    answer_clips(*model, [clip], [test_prompt("asr")], max_new_tokens=NEW_TOKENS)
 
 
 def _import() -> None:

@@ -24,7 +24,7 @@ from audiolm_utils.models.precision import cast
 from audiolm_utils.models.streams import join_streams
 from audiolm_utils.study.full_size import CLIP_S, noise_clip
 from audiolm_utils.study.recipe import Recipe
-from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.results import current_row, provenance, write_result
 
 EXPERIMENT = Recipe("final", scale="full")
 REPEATS = 3
@@ -117,10 +117,8 @@ def run_or_load_final_full_size(*, fresh: bool = False, sizes: Sizes | None = No
     about = [asdict(sizes), {name: [asdict(design), mode] for name, (design, mode) in DESIGNS.items()}, INT8, REPEATS]
     known = {"fingerprint": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]}
     known |= {"data_sha256": hashlib.sha256(clip.tobytes()).hexdigest()}
-    if (path := result_path(EXPERIMENT)).is_file() and not fresh:
-        row = read_result(path)
-        if known.items() <= row.items():
-            return row
+    if not fresh and (row := current_row(EXPERIMENT, known)):
+        return row
     timed = _time(sizes, clip)
     accounts = {name: account(design, mode=mode, audio_s=CLIP_S) for name, (design, mode) in DESIGNS.items()}
     rows = [

@@ -87,5 +87,5 @@ OURS = replace(
     ),
 )
 FINAL_RECIPES = {recipe.name: recipe for recipe in (BASE, STUDY_FINAL, OURS)}
-# How each one's saved model is prepared for answers, see `WAYS`.
+# How each one's saved model is prepared for answers, see `load_in_a_way`.
 INFERENCE = {BASE.name: "folded, by columns", STUDY_FINAL.name: "folded, by columns", OURS.name: "int8, folded"}

@@ -23,7 +23,7 @@ from audiolm_utils.study.final_recipes import BASE, FINAL_RECIPES, INFERENCE, OU
 from audiolm_utils.study.ladder_row import samples_of
 from audiolm_utils.study.lessons import Lessons
 from audiolm_utils.study.measure import Rows
-from audiolm_utils.study.paired import differences, scores
+from audiolm_utils.study.paired import differences, only, scores
 from audiolm_utils.study.pocket_recipes import BY_NAME
 from audiolm_utils.study.recipe import Recipe
 from audiolm_utils.study.results import corpus_hashes, current_row, provenance, write_result
@@ -44,7 +44,7 @@ def run_or_load_final(*, fresh: bool = False, **arguments: Any) -> dict[str, Any
     [`measure_final`]), and what every result row has; its samples stand beside it.
     """
     known = {"fingerprint": fingerprint()} | corpus_hashes()
-    if (row := current_row(EXPERIMENT, known)) and not fresh:
+    if not fresh and (row := current_row(EXPERIMENT, known)):
         return row
     data = final_lessons()
     row = provenance(EXPERIMENT, known["data_sha256"]) | known | {"seed": list(SEEDS), "training": []}
@@ -59,10 +59,10 @@ def run_or_load_final(*, fresh: bool = False, **arguments: Any) -> dict[str, Any
                                                 for test, items in data.tests.items()})  # fmt: skip
     samples = samples_of(data, answers | {BASELINES: [baseline_answers(data)]})
     row["scores"] = [s for s in scores(samples, CONDITION) if (s["arm"], s["test_set"]) in answered]
-    row["differences"] = differences(_only(samples, FINAL_RECIPES), CONDITION, BASE.name)
+    row["differences"] = differences(only(samples, FINAL_RECIPES), CONDITION, BASE.name)
     spoken = [sample for sample in samples if "reference" in sample]
     ours = (OURS.name, f"{OURS.name}, {CTC}")
-    row["read_out"] = differences(_only(spoken, ours), CONDITION, ours[1])
+    row["read_out"] = differences(only(spoken, ours), CONDITION, ours[1])
     row["top1"] = top1(samples)
     row["efficiency"] = measure_final({name: (ADAPTERS / name, INFERENCE[name]) for name in FINAL_RECIPES})
     write_result(EXPERIMENT, row, samples)
@@ -101,11 +101,6 @@ def top1(samples: Rows) -> list[dict[str, Any]]:
                 row |= {"ci95": np.round(interval, 4).tolist(), "by_seed": right.mean(1).round(4).tolist()}
                 rows.append(row)
     return rows
-
-
-def _only(samples: Any, arms: Any) -> list[dict[str, Any]]:
-    """The samples with the answers of some arms alone."""
-    return [{**sample, "answers": {arm: sample["answers"][arm] for arm in arms}} for sample in samples]
 
 
 def fingerprint() -> str:

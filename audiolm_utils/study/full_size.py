@@ -30,7 +30,7 @@ from audiolm_utils.evaluation.roofline import measure_device
 from audiolm_utils.models.whisper import MAX_FRAMES
 from audiolm_utils.study.published import published_encoders, published_rows
 from audiolm_utils.study.recipe import Recipe
-from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.results import current_row, provenance, write_result
 
 EXPERIMENT = Recipe("rows", scale="full")
 VERSION = 3  # raise it when what is timed changes
@@ -181,10 +181,8 @@ def run_or_load_full_size(*, fresh: bool = False, sizes: Sizes | None = None) ->
     about = json.dumps([VERSION, asdict(sizes), designs, REPEATS, QUICK_REPEATS])
     known = {"fingerprint": hashlib.sha256(about.encode()).hexdigest()[:12]}
     known |= {"data_sha256": hashlib.sha256(clip.tobytes()).hexdigest()}
-    if (path := result_path(EXPERIMENT)).is_file() and not fresh:
-        row = read_result(path)
-        if known.items() <= row.items():
-            return row
+    if not fresh and (row := current_row(EXPERIMENT, known)):
+        return row
     parameters, weights = num_parameters(sizes), design_weights(sizes)
     flops = {name: speech_cost(sizes, name, MAX_FRAMES, 1, torch.float32)[0] for name in SPEECH_ENCODERS}
     samples = time_parts(sizes, clip, repeats=REPEATS, quick_repeats=QUICK_REPEATS)

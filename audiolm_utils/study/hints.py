@@ -9,15 +9,14 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.annotations import CAPTION_TASKS, AudioItem
 from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.sources import recording_of
 from audiolm_utils.models.retrieval import Neighbours
 from audiolm_utils.study.measure import Model
 from audiolm_utils.training.encoding import encode_items
 
-CAPTIONS = ("audiocaption", "audiocaption_v2")  # of which like clips and the model agree on one
-HINTED = (*CAPTIONS, "QA")
+HINTED = (*CAPTION_TASKS, "QA")
 SPEECH = "someone speaking"  # the text of every spoken clip
 
 

@@ -5,7 +5,6 @@ Every rung gets the same steps on the same samples: first on text as the connect
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from audiolm_utils.data.augment import SpanMask
-from audiolm_utils.data.cache import atomic_path, cache_dir, sha256_file
+from audiolm_utils.data.cache import cache_dir, kept_json, sha256_file
 from audiolm_utils.models.modeling import AudioLMForConditionalGeneration
-from audiolm_utils.study.answers import answer_features
+from audiolm_utils.study.answers import answer_features, features_of
 from audiolm_utils.study.connector import ALIGN, CONNECTOR, build_listener
 from audiolm_utils.study.lessons import Lessons
 from audiolm_utils.study.measure import Model
@@ -25,7 +24,6 @@ from audiolm_utils.study.recipe import Recipe, Stage, lora_fields
 from audiolm_utils.study.run import ADAPTERS
 from audiolm_utils.study.train import fit_stage, train_stage
 from audiolm_utils.training.dataset import heard_ids
-from audiolm_utils.training.encoding import encode_items
 
 TASKS = ("asr", "audiocaption", "QA")
 READ = Stage("read", "lm", 80, ("lora",), batch_size=8, lora_learning_rate=6e-4, tasks=TASKS, prompt_repeats=1)
@@ -83,15 +81,11 @@ def train_listener(
 
 def answer_tests(model: Model, data: Lessons, folder: Path) -> dict[str, list[str]]:
     """The model's answers to every test item, by test set; read from `folder` where they are there."""
-    done = folder / "answers.json"
-    if not done.is_file():
-        answers = {}
-        for name, items in data.tests.items():
-            cache = encode_items(*model, items, cache_dir(), cache_dir() / "features")
-            answers[name] = answer_features(model, items, [cache[item.id] for item in items])
-        with atomic_path(done) as partial:
-            partial.write_text(json.dumps(answers), encoding="utf-8")
-    return json.loads(done.read_text(encoding="utf-8"))
+
+    def answer() -> dict[str, list[str]]:
+        return {name: answer_features(model, items, features_of(model, items)) for name, items in data.tests.items()}
+
+    return kept_json(folder / "answers.json", answer)
 
 
 def run_rung(data: Lessons, rung: str, seed: int, *, fresh: bool = False, **arguments: Any) -> dict[str, Any]:

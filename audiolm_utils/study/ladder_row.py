@@ -41,7 +41,7 @@ def run_or_load_ladder(*, fresh: bool = False, **arguments: Any) -> dict[str, An
         ValueError: the layers chosen now are not those of the pocket models.
     """
     known = {"fingerprint": fingerprint()} | corpus_hashes()
-    if (row := current_row(EXPERIMENT, known)) and not fresh:
+    if not fresh and (row := current_row(EXPERIMENT, known)):
         return row
     data = lessons()
     layers = choose_layers(data, fresh=fresh)

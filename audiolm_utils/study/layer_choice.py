@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 from transformers import BatchFeature, PreTrainedModel
 
 from audiolm_utils.data.annotations import AudioItem
-from audiolm_utils.data.cache import atomic_path, cache_dir
+from audiolm_utils.data.cache import cache_dir, kept_json
 from audiolm_utils.data.corpus import read_pocket_manifest
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.evaluation.layer_importance import answer_loss, block_influences, greedy_order, span_distances
@@ -44,10 +43,9 @@ def choose_layers(data: Lessons, *, fresh: bool = False) -> dict[str, Any]:
     judges = _batches(processor, data, [i for t in TASKS for i in draw.sample(held_out[t], 3 * A_TASK)])
     influence = block_influences(llm, calibration)
     known = cache_dir() / "runs" / f"layers-{WHOLE.fingerprint()}-{data.sha256()[:8]}.json"
-    if fresh or not known.is_file():
-        with atomic_path(known) as partial:
-            partial.write_text(json.dumps(greedy_order(llm, calibration, min(CUTS))), encoding="utf-8")
-    order = json.loads(known.read_text(encoding="utf-8"))
+    if fresh:
+        known.unlink(missing_ok=True)
+    order = kept_json(known, lambda: greedy_order(llm, calibration, min(CUTS)))
     rows: list[dict[str, Any]] = [
         {"criterion": name, "layers": size, "kept": kept, "loss": round(answer_loss(llm, judges, kept), 4)}
         for size in CUTS

@@ -8,11 +8,11 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from audiolm_utils.data.annotations import AudioItem, manifest_sha256
+from audiolm_utils.data.annotations import CAPTION_TASKS, AudioItem, manifest_sha256
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.stages import read_stage
 from audiolm_utils.data.text import spoken_words
-from audiolm_utils.study.encoders import CAPTION_TASKS, heard_text
+from audiolm_utils.study.encoders import heard_text
 from audiolm_utils.study.run import SPEECH_SOURCES
 
 SYNTHETIC, SCENES = 4_000, 800  # clips of the alignment

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria
 
-from audiolm_utils.data.annotations import AudioItem
+from audiolm_utils.data.annotations import CAPTION_TASKS, AudioItem
 from audiolm_utils.data.prompts import test_prompt
 from audiolm_utils.evaluation.evaluate import answer_limit
 from audiolm_utils.evaluation.profiling import synchronize
 from audiolm_utils.models.folding import prepare_for_inference
 from audiolm_utils.models.outputs import AudioTokens
 from audiolm_utils.models.retrieval import Neighbours
-from audiolm_utils.study.hints import CAPTIONS, HINTED
+from audiolm_utils.study.hints import HINTED
 from audiolm_utils.study.recipe import Recipe
 from audiolm_utils.study.run import ADAPTERS, DEFAULT_RECIPE, get_recipe, load_model
 
@@ -152,7 +152,9 @@ class Listener:
 
     def _agreed(self, answer: str, features: np.ndarray, task: str) -> str:
         """Of a caption what like clips agree on with it; any other answer as it is."""
-        return self.known.agreed([features], [answer])[0] if self.known is not None and task in CAPTIONS else answer
+        if self.known is None or task not in CAPTION_TASKS:
+            return answer
+        return self.known.agreed([features], [answer])[0]
 
     def _inputs(
         self, clip: np.ndarray, features: np.ndarray, task: str, question: str | None, hint: str | None

@@ -91,13 +91,14 @@ def measure_efficiency(folder: Path, clip: np.ndarray, device: str = "cpu") -> d
         "padding": padding_cost(model.speech_encoder, processor, clip),
         "weights_bytes": weights_bytes(model),
         "peak_memory_bytes": peak_memory_bytes(
-            partial(_answer, clip), prepare=partial(load_folder, folder, device), device=device
+            partial(answer_once, clip), prepare=partial(load_folder, folder, device), device=device
         ),
     }
 
 
-def _answer(clip: np.ndarray, model: Model) -> None:
-    answer_clips(*model, [clip], [test_prompt("asr")])
+def answer_once(clip: np.ndarray, model: Model, **generation: Any) -> None:
+    """Transcribe a clip (samples,) at 16 kHz: what a fresh process does while its memory is measured."""
+    answer_clips(*model, [clip], [test_prompt("asr")], **generation)
 
 
 def timing_clip(seconds: float = 3.0) -> np.ndarray:

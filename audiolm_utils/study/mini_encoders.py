@@ -32,7 +32,7 @@ from audiolm_utils.models.fbank import FbankConfig
 from audiolm_utils.models.weights import TRAINED_HERE, resolve
 from audiolm_utils.models.whisper import SpeechEncoder
 from audiolm_utils.study.recipe import Recipe
-from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.results import current_row, provenance, write_result
 from audiolm_utils.training.pretrain import Schedule
 from audiolm_utils.training.pretrain_pool import ClipPool, pool_items
 from audiolm_utils.training.pretrain_stages import MiniEncoder, train
@@ -137,10 +137,8 @@ def run_or_load_mini_encoders(*, fresh: bool = False, **arguments: Any) -> dict[
     items = corpus_items()
     data = manifest_sha256(items)
     known = {"fingerprint": fingerprint(), "data_sha256": data}
-    if (path := result_path(EXPERIMENT)).is_file() and not fresh:
-        row = read_result(path)
-        if known.items() <= row.items():
-            return row
+    if not fresh and (row := current_row(EXPERIMENT, known)):
+        return row
     training: list[dict[str, Any]] = []
     found: dict[str, list[AudioEncoder]] = {}
     for mini in MINI_ENCODERS:

@@ -33,7 +33,7 @@ def run_or_load_mixture(*, fresh: bool = False) -> dict[str, Any]:
     about = json.dumps([EXPERIMENT.fingerprint(), asdict(PLAN), THREADS])
     known = {"fingerprint": hashlib.sha256(about.encode()).hexdigest()[:12]}
     known["data_sha256"] = weights_sha256(EXPERIMENT.text_model)
-    if (row := current_row(EXPERIMENT, known)) and not fresh:
+    if not fresh and (row := current_row(EXPERIMENT, known)):
         return row
     dense = load_llm(resolve(EXPERIMENT.text_model))
     neurons = dense.config.intermediate_size

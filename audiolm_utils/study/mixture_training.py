@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from audiolm_utils.data.annotations import AudioItem
-from audiolm_utils.data.cache import atomic_path, cache_dir
+from audiolm_utils.data.cache import cache_dir, kept_json
 from audiolm_utils.models.configuration import EXPERT_PARAMETERS
 from audiolm_utils.models.routing import active_parameters, expert_usage
 from audiolm_utils.models.weights import DERIVED
@@ -99,11 +99,7 @@ def run_model(data: Lessons, model: str, seed: int, *, fresh: bool = False, **ar
 
 def kept_usage(model: Model, data: Lessons, folder: Path) -> dict[str, list[list[float]]]:
     """[`usage_by_test`], read from `folder` where it is there."""
-    done = folder / "usage.json"
-    if not done.is_file():
-        with atomic_path(done) as partial:
-            partial.write_text(json.dumps(usage_by_test(model, data.tests)), encoding="utf-8")
-    return json.loads(done.read_text(encoding="utf-8"))
+    return kept_json(folder / "usage.json", lambda: usage_by_test(model, data.tests))
 
 
 @torch.no_grad()
@@ -136,7 +132,7 @@ def run_or_load_mixture_training(*, fresh: bool = False, **arguments: Any) -> di
     result row has; its samples stand beside it.
     """
     known = {"fingerprint": fingerprint()} | corpus_hashes()
-    if (row := current_row(EXPERIMENT, known)) and not fresh:
+    if not fresh and (row := current_row(EXPERIMENT, known)):
         return row
     data = lessons()
     runs = {name: [run_model(data, name, seed, fresh=fresh, **arguments) for seed in SEEDS] for name in MODELS}

@@ -12,7 +12,7 @@ from typing import Any
 
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain
-from audiolm_utils.data.cache import atomic_path, cache_dir
+from audiolm_utils.data.cache import cache_dir, kept_json
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
 from audiolm_utils.data.sources import recording_of
 from audiolm_utils.data.speech import text_key
@@ -21,7 +21,7 @@ from audiolm_utils.study.measure import Rows
 from audiolm_utils.study.noise_answers import heard, read_out
 from audiolm_utils.study.paired import differences, scores
 from audiolm_utils.study.recipe import Recipe, Stage
-from audiolm_utils.study.results import provenance, read_result, result_path, write_result
+from audiolm_utils.study.results import current_row, provenance, write_result
 from audiolm_utils.study.run import SPEECH_SOURCES
 from audiolm_utils.study.train import build_model, train_stage
 
@@ -146,17 +146,17 @@ def run_arm(half: Half, arm: str, seed: int, *, fresh: bool = False, **arguments
         train_stage(recipe, stage, *model, half.items, folder / f"{n}-{stage.name}", **arguments)
         for n, stage in enumerate(recipe.stages)
     ]
-    done = folder / f"answers-{half.tests_sha256()[:8]}.json"
-    if not done.is_file():
-        made = [
+
+    def answer() -> list[list[Any]]:
+        return [
             [test_set, *condition, read_out(model, heard(model, items, *condition, half.backgrounds))]
             for test_set, items in half.tests.items()
             for condition in half.conditions()
         ]
-        with atomic_path(done) as partial:
-            partial.write_text(json.dumps(made), encoding="utf-8")
+
     about = {"recipe": half.recipe.name, "arm": arm, "seed": seed}
-    return {"training": about | {"stages": stages}, "answers": json.loads(done.read_text(encoding="utf-8"))}
+    answers = kept_json(folder / f"answers-{half.tests_sha256()[:8]}.json", answer)
+    return {"training": about | {"stages": stages}, "answers": answers}
 
 
 def run_half(half: Half, seeds: Sequence[int] = SEEDS, **arguments: Any) -> tuple[Rows, Rows]:
@@ -196,10 +196,8 @@ def run_or_load_noise(*, fresh: bool = False, **arguments: Any) -> dict[str, Any
     """
     data, stage1 = manifest_sha256(read_pocket_manifest()), manifest_sha256(read_stage("stage1"))
     known = {"fingerprint": fingerprint(), "data_sha256": data, "stage1_sha256": stage1}
-    if (path := result_path(EXPERIMENT)).is_file() and not fresh:
-        row = read_result(path)
-        if known.items() <= row.items():
-            return row
+    if not fresh and (row := current_row(EXPERIMENT, known)):
+        return row
     halves = [run_half(half, fresh=fresh, **arguments) for half in (speech_half(), sound_half())]
     training, samples = ([row for half in halves for row in half[n]] for n in (0, 1))
     row = provenance(EXPERIMENT, data) | known | {"seed": list(SEEDS), "training": training}

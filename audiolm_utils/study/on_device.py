@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from audiolm_utils.data.annotations import AudioItem, manifest_sha256, resolve_path
+from audiolm_utils.data.annotations import CAPTION_TASKS, AudioItem, manifest_sha256, resolve_path
 from audiolm_utils.data.audio import load_audio
 from audiolm_utils.data.cache import cache_dir, sha256_file
 from audiolm_utils.data.corpus import prepare_corpus, read_pocket_manifest
@@ -27,7 +27,7 @@ from audiolm_utils.export.exporter import export_model
 from audiolm_utils.export.runner import Runner
 from audiolm_utils.models.retrieval import Neighbours
 from audiolm_utils.study.final_costs import spoken_clip
-from audiolm_utils.study.hints import CAPTIONS, HINTED
+from audiolm_utils.study.hints import HINTED
 from audiolm_utils.study.listener import Listener
 from audiolm_utils.study.recipe import Recipe
 from audiolm_utils.study.results import current_row, provenance, write_result
@@ -73,7 +73,7 @@ def export_recipe(recipe: str | Recipe, folder: Path, *, int8: bool = False) -> 
     model, processor = load_model(recipe)
     known = Neighbours.load(ADAPTERS / recipe.name) if recipe.hints else None
     weight = recipe.ctc_decode_weight
-    told: dict[str, Any] = {"neighbours": known, "hinted": HINTED, "agreed": CAPTIONS}
+    told: dict[str, Any] = {"neighbours": known, "hinted": HINTED, "agreed": CAPTION_TASKS}
     export_model(model, processor, folder, int8=int8, ctc_decode_weight=weight, **told)
 
 
@@ -91,7 +91,7 @@ def run_or_load_on_device(*, fresh: bool = False) -> dict[str, Any]:
     about = json.dumps([recipe.fingerprint(), SECONDS, REPEATS, MEMORY_S, EXPORT_VERSION])
     known = {"fingerprint": hashlib.sha256(about.encode()).hexdigest()[:12], "of_recipe": recipe.name}
     known |= {"model_sha256": sha256_file(weights), "data_sha256": manifest_sha256(tests)}
-    if (row := current_row(EXPERIMENT, known)) and not fresh:
+    if not fresh and (row := current_row(EXPERIMENT, known)):
         return row
     with tempfile.TemporaryDirectory() as place:
         folders = {precision: Path(place) / precision for precision in PRECISIONS}

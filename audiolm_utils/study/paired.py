@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -14,12 +14,12 @@ from audiolm_utils.data.speech import text_key
 from audiolm_utils.evaluation.evaluate import is_right
 from audiolm_utils.evaluation.metrics import bootstrap_ci, cider_d, phone_errors, word_errors
 
-METRICS = {
+METRICS = {  # and the field of a sample that holds the right answer
     "wer": "reference",
     "cider_d": "references",
     "accuracy": "right",
     "per": "phones",
-}  # by the field that holds the right answer
+}
 Samples = Sequence[Mapping[str, Any]]
 Condition = Sequence[str]
 
@@ -55,6 +55,11 @@ def differences(samples: Samples, condition: Condition, against: str) -> list[di
         for value, interval in [_ratio((errors - counts[against]).sum(0), totals * len(errors), groups)]
         for by_seed in [(errors - counts[against]).sum(1) / totals.sum()]
     ]
+
+
+def only(samples: Samples, arms: Collection[str]) -> list[dict[str, Any]]:
+    """The samples with the answers of some arms alone."""
+    return [{**sample, "answers": {arm: sample["answers"][arm] for arm in arms}} for sample in samples]
 
 
 def right_answers(item: AudioItem) -> dict[str, Any]:

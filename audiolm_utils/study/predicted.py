@@ -9,7 +9,7 @@ import pandas as pd
 
 from audiolm_utils.evaluation.accounting import DEFAULT, account
 from audiolm_utils.evaluation.architectures import AUDIO_ENCODERS, MODES, SPEECH_ENCODERS, Design, Sizes
-from audiolm_utils.evaluation.full_size import connector_name
+from audiolm_utils.evaluation.full_size import TOKENS, connector_name
 from audiolm_utils.evaluation.roofline import Device, predict
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
@@ -52,5 +52,5 @@ def _seconds(row: Mapping[str, Any], device: Device, sizes: Sizes) -> dict[str, 
             dtype = timed[f"prefill {llm}, {mode}"]["dtype"]
             of = seconds(Design(llm=llm, llm_precision=DTYPES[dtype], lora=None), mode)
             predicted[f"{connector_name('BEATs', llm)}, {mode}"] = of["connector"]
-            predicted |= {f"prefill {llm}, {mode}": of["LLM"], f"64 tokens {llm}, {mode}": of["tpot_s"]}
+            predicted |= {f"prefill {llm}, {mode}": of["LLM"], f"{TOKENS} tokens {llm}, {mode}": of["tpot_s"]}
     return predicted

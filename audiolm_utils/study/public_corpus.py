@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from audiolm_utils.data.annotation_table import AnnotationTable, check_files
-from audiolm_utils.data.annotations import AnnotationError, AudioItem, manifest_sha256, resolve_path
+from audiolm_utils.data.annotations import CAPTION_TASKS, AnnotationError, AudioItem, manifest_sha256, resolve_path
 from audiolm_utils.data.audio import SAMPLE_RATE
 from audiolm_utils.data.cache import atomic_path, cache_dir
 from audiolm_utils.data.durations import read_durations
@@ -31,13 +31,12 @@ from audiolm_utils.evaluation.evaluate import (
     score_phones,
     score_qa,
 )
-from audiolm_utils.models.processing import MAX_SAMPLES
+from audiolm_utils.models.log_mel import MAX_SAMPLES
 from audiolm_utils.study.full_size import noise_clip
 from audiolm_utils.study.measure import Model, Rows, device_of, load_folder, measure_efficiency
 from audiolm_utils.study.recipe import Recipe, Stage
 
 LONGEST_S = MAX_SAMPLES / SAMPLE_RATE
-CAPTION_TASKS = ("audiocaption", "audiocaption_v2")
 
 
 def _captions(rows: Rows, *, seed: int) -> dict[str, Any]:

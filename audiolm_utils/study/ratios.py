@@ -15,7 +15,7 @@ from audiolm_utils.data.cache import cache_dir
 from audiolm_utils.data.corpus import prepare_corpus
 from audiolm_utils.evaluation.frontends import frontends
 from audiolm_utils.evaluation.profiling import Timing, measure_together
-from audiolm_utils.models.processing import MAX_SAMPLES, SAMPLE_RATE
+from audiolm_utils.models.log_mel import MAX_SAMPLES, SAMPLE_RATE
 from audiolm_utils.study.final_costs import say, spoken_clip
 from audiolm_utils.study.final_recipes import BASE, INFERENCE, OURS
 from audiolm_utils.study.measure import timing_clip

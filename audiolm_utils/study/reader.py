@@ -104,7 +104,7 @@ def heard_batch(
     processor: AudioLMProcessor,
     prompts: Sequence[str],
     heard: Sequence[Sequence[int]],
-    answers: Sequence[str | Sequence[int]] | None,
+    answers: Sequence[str | Sequence[int]],
 ) -> BatchFeature:
     """Batch prompts whose audio placeholders are replaced by token ids, padded as the processor pads."""
     frames = processor.projector["window_frames"]

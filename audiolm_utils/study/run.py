@@ -93,6 +93,20 @@ def get_recipe(recipe: str | Recipe) -> Recipe:
     return KNOWN_RECIPES[recipe]
 
 
+def _by_itself(recipe: str | Recipe) -> Recipe:
+    """As [`get_recipe`]; raises ValueError, too, for a recipe that is trained and measured with others only."""
+    found = get_recipe(recipe)
+    if found.name in FINAL_RECIPES:
+        raise ValueError(f"recipe {found.name!r} is trained and measured with the others of its kind: `study final`")
+    return found
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that [`run_or_load`] would refuse, before the first of them runs."""
+    for name in names:
+        _by_itself(name)
+
+
 def load_model(recipe: str | Recipe = DEFAULT_RECIPE) -> Model:
     """The shipped model of a recipe and its processor, in eval mode; frozen parts are fetched where absent."""
     folder = ADAPTERS / get_recipe(recipe).name
@@ -115,7 +129,7 @@ def run_or_load(recipe: str | Recipe = DEFAULT_RECIPE, *, fresh: bool = False, *
     Raises:
         ValueError: the recipe is unknown, or its data is not there or not sound.
     """
-    recipe = get_recipe(recipe)
+    recipe = _by_itself(recipe)
     corpus = _corpus(recipe)
     path, known = result_path(recipe), corpus.known()
     if path.is_file() and not fresh:
@@ -140,17 +154,23 @@ def run_or_load(recipe: str | Recipe = DEFAULT_RECIPE, *, fresh: bool = False, *
 
 
 def evaluate_recipe(recipe: str | Recipe = DEFAULT_RECIPE) -> dict[str, Any]:
-    """Measure a recipe's shipped model again and rewrite its row; what is said of its training stays."""
-    recipe = get_recipe(recipe)
-    row = read_result(result_path(recipe))
+    """Measure a recipe's shipped model again and rewrite its row; what is said of its training stays.
+
+    Raises:
+        ValueError: the recipe is unknown, or its data is not there or not sound.
+        FileNotFoundError: the recipe has no row yet; the message has the command.
+    """
+    recipe = _by_itself(recipe)
+    path = result_path(recipe)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is absent: train it with `python -m audiolm_utils study {recipe.name}`")
+    row = read_result(path)
     corpus = _corpus(recipe)
     known = corpus.known() | {"data_sha256": row["data_sha256"]}
     return _measure(recipe, corpus, known, row["training"])
 
 
 def _corpus(recipe: Recipe) -> Corpus:
-    if recipe.name in FINAL_RECIPES:
-        raise ValueError(f"recipe {recipe.name!r} is trained and measured with the others of its kind: `study final`")
     return PublicCorpus() if recipe.scale == "full" else PocketCorpus()
 
 

@@ -11,7 +11,6 @@ import torch
 
 from audiolm_utils.data.audio import SAMPLE_RATE
 from audiolm_utils.data.prompts import test_prompt
-from audiolm_utils.evaluation.evaluate import answer_clips
 from audiolm_utils.evaluation.profiling import Timing, measure_together, peak_memory_bytes, weights_bytes
 from audiolm_utils.evaluation.roofline import measure_device
 from audiolm_utils.models.folding import (
@@ -21,7 +20,7 @@ from audiolm_utils.models.folding import (
     prepare_for_inference,
 )
 from audiolm_utils.models.precision import Int8Embedding
-from audiolm_utils.study.measure import Model, load_folder, timing_clip
+from audiolm_utils.study.measure import Model, answer_once, load_folder, timing_clip
 
 NEW_TOKENS = 33
 WAYS: dict[str, tuple[Callable[[Any], Any], ...]] = {
@@ -88,10 +87,6 @@ def measure_costs(
     for row in rows:
         if row["way"] == ways[0] or row["way"] in FURTHER_WAYS:
             load = partial(load_in_a_way, folders[row["model"]], row["way"])
-            row["peak_memory_bytes"] = peak_memory_bytes(partial(_answer, clip), prepare=load)
+            row["peak_memory_bytes"] = peak_memory_bytes(partial(answer_once, clip), prepare=load)
     seconds = round(len(clip) / SAMPLE_RATE, 3)
     return {"audio_s": seconds, "threads": torch.get_num_threads(), "read_bytes_per_s": reading, "rows": rows}
-
-
-def _answer(clip: Any, model: Model) -> None:
-    answer_clips(*model, [clip], [test_prompt("asr")])

@@ -128,7 +128,7 @@ def run_or_load_training_choices(*, fresh: bool = False) -> dict[str, Any]:
     and seed, see [`train_arms`]), step_s (by arm: median, iqr, n), and attention (see [`attention_rows`]).
     """
     known = {"fingerprint": fingerprint()} | corpus_hashes()
-    if (row := current_row(EXPERIMENT, known)) and not fresh:
+    if not fresh and (row := current_row(EXPERIMENT, known)):
         return row
     data = lessons()
     training: list[dict[str, Any]] = []

@@ -15,7 +15,7 @@ from transformers import BatchFeature
 
 from audiolm_utils.data.annotation_table import AnnotationTable
 from audiolm_utils.data.annotations import AudioItem, resolve_path
-from audiolm_utils.data.audio import load_audio
+from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
 from audiolm_utils.data.augment import AugmentedViews, NoiseAndGain, SpanMask, WaveAugment, sample_rng
 from audiolm_utils.data.prompts import test_prompt, training_prompt
 from audiolm_utils.data.text import spoken_words
@@ -77,7 +77,7 @@ class AudioDataset(Dataset):
 
     def lengths(self) -> list[int]:
         """Approximate length of each sample in encoder frames, for batches of like length."""
-        return [max(1, round((item.duration_s or 3.0) * 16_000 / SAMPLES_PER_FRAME)) for item in self.items]
+        return [max(1, round((item.duration_s or 3.0) * SAMPLE_RATE / SAMPLES_PER_FRAME)) for item in self.items]
 
 
 @dataclass

@@ -71,7 +71,7 @@ class Distillation:
                 raise ValueError(f"{name} {value!r} is unknown; expected one of {', '.join(known)}")
         if not (self.temperature > 0 and self.label_weight >= 0 and 0 <= self.beta <= 1 and 0 <= self.on_policy <= 1):
             raise ValueError(f"expected temperature > 0, label_weight >= 0, beta and on_policy from 0 to 1: {self}")
-        if self.top_k == 0 or self.max_new_tokens < 1:
+        if (self.top_k is not None and self.top_k < 1) or self.max_new_tokens < 1:
             raise ValueError(f"expected top_k (or None for all logits) and max_new_tokens of at least 1: {self}")
         others = {f.name for f in fields(self)} - USES[self.method] - {"method"}
         changed = sorted(n for n in others if getattr(self, n) != getattr(Distillation, n))

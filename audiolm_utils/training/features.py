@@ -116,6 +116,9 @@ class FeatureCache:
     def add_batch(self, arrays: Mapping[str, ArrayLike]) -> None:
         """Store arrays as [`add`] does, of which a crash leaves all or none."""
         checked = {key: self._checked(key, array) for key, array in arrays.items()}
+        if len(dims := {half.shape[1] for half in checked.values()}) > 1:
+            raise ValueError(f"The features of one batch have dims {sorted(dims)}: one encoder gives one.")
+        self._index.dim = max(dims, default=self.dim)
         if new := {key: half for key, half in checked.items() if key not in self}:
             self._pending |= new
             self._batches.append(list(new))
@@ -143,7 +146,6 @@ class FeatureCache:
                 f"The feature {key!r} is held with {held} frames and now has {len(half)}: "
                 "the key must change with the audio (use the audio's hash)."
             )
-        self._index.dim = half.shape[1]
         return half
 
     def flush(self) -> None:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from audiolm_utils.data.annotations import AudioItem, manifest_sha256, resolve_path
 from audiolm_utils.data.audio import SAMPLE_RATE, load_audio
 from audiolm_utils.data.cache import atomic_path, cache_dir, lock, remove_partials
+from audiolm_utils.data.instruments import instrument_parts
 from audiolm_utils.data.soundfont import BY_PROGRAM
 from audiolm_utils.data.sources import sounds
 from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
@@ -93,8 +94,7 @@ def events_of(item: AudioItem) -> list[tuple[int, int | None, list[str]]]:
             for e in how["events"]
         ]
     if group == "instruments":
-        parts = [how, *([how["second"]] if "second" in how else [])]
-        return [(0, None, [BY_PROGRAM[part["program"]].short, MUSIC]) for part in parts]
+        return [(0, None, [BY_PROGRAM[part["program"]].short, MUSIC]) for part in instrument_parts(how)]
     if group == SPEECH:
         return [(0, None, [SPEECH])]
     sound = sounds()[item.id]

@@ -36,7 +36,7 @@ def teacher_inputs(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 def row_keys(batch: Mapping[str, torch.Tensor], *, answers: bool = True) -> list[str]:
     """A hash of each row's prompt, audio and (with `answers`) labels; how far the row is padded has no influence."""
-    audio = [(name, lengths) for name, lengths in zip(AUDIO_INPUTS[::2], AUDIO_INPUTS[1::2], strict=True)]
+    audio = list(zip(AUDIO_INPUTS[::2], AUDIO_INPUTS[1::2], strict=True))
     keys = []
     for i, (ids, mask, labels) in enumerate(
         zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)

@@ -113,7 +113,7 @@ class AudioLMTrainer(Trainer):
 
     Args:
         objective: "ctc" trains on CTC targets without prompts, "lm" on answers to prompts; see the model's `forward`.
-        learning_rates: learning rate by the start of a parameter's name; others use `args.learning_rate`.
+        learning_rates: learning rate by a part of a parameter's name, as "lora_"; others use `args.learning_rate`.
 
     Raises:
         ValueError: FSDP is asked in the training arguments, with other settings than ours, or for an LLM in 4 bits.

@@ -44,6 +44,11 @@ def provide(monkeypatch: pytest.MonkeyPatch, name: str, **attributes) -> None:
     monkeypatch.setattr(importlib.import_module(parent), child, module, raising=False)
 
 
+def provide_run(monkeypatch: pytest.MonkeyPatch, run_or_load) -> None:
+    """Put a stand-in for what trains recipes in place; every name is a recipe."""
+    provide(monkeypatch, "audiolm_utils.study.run", check_names=lambda names: None, run_or_load=run_or_load)
+
+
 def test_help_lists_every_command_with_a_sentence(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])
@@ -120,7 +125,7 @@ def test_interruption_says_how_to_go_on(monkeypatch, capsys):
     def run_or_load(recipe, fresh):
         raise KeyboardInterrupt
 
-    provide(monkeypatch, "audiolm_utils.study.run", run_or_load=run_or_load)
+    provide_run(monkeypatch, run_or_load)
     assert cli.main(["study", "pocket-quick"]) == 130
     assert "the same command resumes" in capsys.readouterr().err
 
@@ -132,7 +137,7 @@ def test_study_runs_the_named_recipes_or_all(monkeypatch, capsys):
         ran.append((recipe, fresh, *options.values()))
         return {"recipe": recipe}
 
-    provide(monkeypatch, "audiolm_utils.study.run", run_or_load=run_or_load)
+    provide_run(monkeypatch, run_or_load)
     provide(monkeypatch, "audiolm_utils.study.pocket_recipes", RECIPES={"a": None, "b": None})
     assert cli.main(["study", "b", "--fresh"]) == 0
     assert json.loads(capsys.readouterr().out) == {"recipe": "b"}
@@ -155,7 +160,12 @@ def test_bench_prints_its_tables_and_passes_fresh_on(monkeypatch, capsys):
 
 def test_of_several_processes_each_runs_a_recipe_and_the_first_prints(monkeypatch, capsys):
     ran = []
-    provide(monkeypatch, "audiolm_utils.study.run", run_or_load=lambda recipe, fresh: ran.append(recipe) or {})
+    provide(
+        monkeypatch,
+        "audiolm_utils.study.run",
+        check_names=lambda names: None,
+        run_or_load=lambda recipe, fresh: ran.append(recipe) or {},
+    )
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
@@ -167,7 +177,12 @@ def test_of_several_processes_each_runs_a_recipe_and_the_first_prints(monkeypatc
 @pytest.mark.parametrize("names", [["encoders"], ["pocket-quick", "encoders"], []])
 def test_experiments_refuse_several_processes_before_any_recipe_runs(monkeypatch, capsys, names):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    provide(monkeypatch, "audiolm_utils.study.run", run_or_load=lambda *_, **__: pytest.fail("it ran"))
+    provide(
+        monkeypatch,
+        "audiolm_utils.study.run",
+        check_names=lambda names: None,
+        run_or_load=lambda *_, **__: pytest.fail("it ran"),
+    )
     assert cli.main(["study", *names]) == 1
     assert "encoders" in (error := capsys.readouterr().err) and "run in one process, and 2 were launched" in error
 
@@ -216,6 +231,13 @@ def test_an_unknown_recipe_is_named_with_the_full_ones(capsys):
     assert capsys.readouterr().err.startswith(
         "audiolm: recipe 'full-bass' is unknown; expected one of pocket-quick, pocket-long, base, study-final, ours"
     )
+
+
+def test_an_unknown_recipe_is_refused_before_the_others_run(monkeypatch, capsys):
+    monkeypatch.setattr("audiolm_utils.study.run.run_or_load", lambda *_, **__: pytest.fail("it ran"))
+    for name, said in (("full-bass", "'full-bass' is unknown"), ("ours", "`study final`")):
+        assert cli.main(["study", "pocket-quick", name]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_the_study_at_full_size_has_one_name():

@@ -26,6 +26,7 @@ ITEM = AudioItem(id="1", path="a/1.wav", text="hello", task="asr")
 FULL = AudioItem(
     **{"id": "2", "path": "é/2.wav", "text": 'a "{dog}" \\ barks', "task": "QA", "Q": "what?", "source": "s"},
     **{"speaker": "p", "licence": "l", "duration_s": 1.25, "split": "test", "references": ("a dog", "barking")},
+    hint="a cat meows",
     render={"engine": "flite", "notes": [[1, 2], []], "rate": 0.5},
 )
 READERS = {"a.json": read_annotation, "m.jsonl": read_manifest}
@@ -51,9 +52,10 @@ good_rows = st.fixed_dictionaries(
         "duration_s": st.floats(0, 9) | st.integers(0, 2**60),
         "render": st.dictionaries(any_text, json_values, max_size=2),
         "references": st.lists(any_text.map(lambda text: text + "x"), min_size=1, max_size=3),
+        "hint": st.none() | any_text,
     },
 )
-keys = st.sampled_from(["id", "path", "text", "task", "Q", "split", "duration_s", "render", "references"])
+keys = st.sampled_from(["id", "path", "text", "task", "Q", "split", "duration_s", "render", "references", "hint"])
 bad_rows = st.builds(lambda row, key, value: row | {key: value}, good_rows, keys, json_values | paths)
 row_lists = st.lists(good_rows, max_size=6) | st.lists(good_rows | bad_rows | json_values, max_size=4)
 edits = st.none() | st.tuples(st.floats(0, 1), st.sampled_from(["", *'{}[],":\\ \n1\ufeff\xa0']), st.integers(0, 2))

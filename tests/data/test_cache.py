@@ -15,6 +15,7 @@ from audiolm_utils.data.cache import (
     atomic_path,
     cache_dir,
     full_disk_named,
+    kept_json,
     lock,
     remove_partials,
     sha256_file,
@@ -197,3 +198,10 @@ def test_a_dead_process_frees_its_lock(monkeypatch, tmp_path):
     process.join(timeout=30)
     with lock("weights"):
         pass
+
+
+def test_what_was_made_is_kept_as_json_and_made_once(tmp_path):
+    made = []
+    for _ in range(2):
+        assert kept_json(tmp_path / "below" / "a.json", lambda: made.append(1) or {"é": (1, 2)}) == {"é": [1, 2]}
+    assert made == [1]

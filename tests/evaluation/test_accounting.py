@@ -176,7 +176,6 @@ def test_attention_written_out_explains_the_fp16_rows():
 def test_padding_costs_tokens_flops_and_activations():
     padded, real = (account(BASE, audio_s=10.0, mode=mode) for mode in ("padded", "real length"))
     assert (padded.audio_tokens, real.audio_tokens) == (88, 30)
-    assert real.audio_tokens_per_s == 3.0
     assert part(padded, "speech encoder").flops > 3 * part(real, "speech encoder").flops
     assert padded.activation_bytes > 5 * real.activation_bytes
     short, long = (account(BASE, audio_s=s).parts[0].flops for s in (1.0, 30.0))

@@ -51,6 +51,15 @@ def test_a_folder_of_annotations_gives_stages_and_splits_by_their_names(tmp_path
     assert counts == expected
 
 
+def test_a_split_is_a_whole_word_of_the_name(tmp_path: Path):
+    for name in ("stage1_latest.json", "clotho_development.json"):
+        write_annotation(tmp_path / name, [item(1)])
+        assert eda.read_data(tmp_path / name)["split"].tolist() == ["train"]
+    write_annotation(tmp_path / "train_test.json", [item(1)])
+    with pytest.raises(AnnotationError, match="named after 2 splits, test, train"):
+        eda.read_data(tmp_path / "train_test.json")
+
+
 def test_a_manifest_keeps_its_own_splits(tmp_path: Path):
     write_manifest(tmp_path / "stage2.jsonl.gz", [item(1, split="test"), item(2)])
     rows = eda.read_data(tmp_path / "stage2.jsonl.gz")

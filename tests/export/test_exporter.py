@@ -31,7 +31,10 @@ def test_no_file_tells_where_it_was_made(ours, repository):
 
 
 def test_eight_bits_are_near_float32_and_smaller(parts, clips, tmp_path):
-    export_model(*tiny.build(parts, **tiny.COMPRESSED), tmp_path, int8=True, ctc_decode_weight=0.5)
+    exported = tiny.build(parts, **tiny.COMPRESSED)
+    export_model(*exported, tmp_path, int8=True, ctc_decode_weight=0.5)
+    with pytest.raises(ValueError, match="cannot be saved: export_model folded its adapters"):
+        exported[0].save_pretrained(tmp_path / "saved")
     model, processor = tiny.build(parts, **tiny.COMPRESSED)
     runner = Runner(tmp_path, threads=1)
     assert runner.config["precision"] == "int8" and runner.known is None

@@ -81,6 +81,15 @@ def test_hinted_answers_are_torchs_token_for_token(ours, clips):
         assert set(runner(clip, "gender_recognition")) == {"answer"}
 
 
+def test_captions_are_agreed_on_without_hints_too(ours, clips, tmp_path):
+    known, folder = ours[2], shutil.copytree(ours[-1], tmp_path / "exported")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"hinted": []}), encoding="utf-8")
+    runner = Runner(folder, threads=1)
+    own = runner.text(runner.token_ids(clips[3], "audiocaption"))
+    assert runner(clips[3], "audiocaption") == {"answer": known.agreed([runner.encode(clips[3])], [own])[0]}
+
+
 def test_plain_answers_are_torchs_token_for_token(plain, clips):
     model, processor, folder = plain
     runner = Runner(folder, threads=1)

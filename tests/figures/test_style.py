@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from audiolm_utils.figures.style import COLOURS, HATCHES, MARKERS, new_figure, reference_line, save_figure, styled
+from audiolm_utils.figures.style import (
+    COLOURS,
+    HATCHES,
+    MARKERS,
+    new_figure,
+    reference_line,
+    save_figure,
+    shade_better,
+    styled,
+    whiskers,
+)
 
 
 def lightness(colour: str) -> float:
@@ -65,3 +75,18 @@ def test_the_style_does_not_outlast_a_figure():
     before = dict(matplotlib.rcParams)
     draw()
     assert dict(matplotlib.rcParams) == before
+
+
+def test_whiskers_never_reach_backwards():
+    assert whiskers(0.5, (0.25, 1.0)) == [[0.25], [0.5]]
+    assert whiskers(0.5, (0.75, 1.0)) == [[0.0], [0.5]]  # an interval that does not hold the value
+
+
+@pytest.mark.parametrize(("better", "shaded"), [("lower", (-1.0, 0.0)), ("higher", (0.0, 2.0))])
+def test_the_better_side_of_zero_is_shaded_within_the_axes(better, shaded):
+    _, axes = new_figure()
+    axes.set_xlim(-1.0, 2.0)
+    shade_better(axes, better)
+    (patch,) = axes.patches
+    assert tuple(patch.get_extents().transformed(axes.transData.inverted()).intervalx) == pytest.approx(shaded)
+    assert axes.get_xlim() == (-1.0, 2.0)

@@ -109,9 +109,9 @@ def test_missing_and_unexpected_and_misshapen_tensors_are_listed(state, tmp_path
     path = write_pretrained(tmp_path / "a.pt", state)
     with pytest.raises(ValueError, match=r"a\.pt is no EAT encoder") as error:
         eat_from_checkpoint(path)
-    assert "missing ['encoder.layer.1.output.dense.bias']" in str(error.value)
+    assert "Missing: ['encoder.layer.1.output.dense.bias']" in str(error.value)
     assert "blocks.0.gamma" in str(error.value)
-    assert "encoder.layer.1.output.LayerNorm.weight: (31,) in the file, (32,) expected" in str(error.value)
+    assert "encoder.layer.1.output.LayerNorm.weight: (31,) in the file, (32,) in the model" in str(error.value)
 
 
 def test_another_model_is_refused_by_name(tmp_path):

@@ -176,6 +176,8 @@ def test_fbanks_are_needed_where_there_is_an_audio_encoder(parts):
     batch = processor.audio_features(clips())
     with pytest.raises(ValueError, match="fbank and fbank_lengths"):
         model.embed_audio(**{k: batch[k] for k in ("input_features", "feature_lengths")})
+    with pytest.raises(ValueError, match="encoder_features with encoder_lengths"):
+        model.embed_audio(torch.zeros(1, 9, 48))
 
 
 @torch.no_grad()

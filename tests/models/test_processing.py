@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
-from audiolm_utils.models.processing import MAX_SAMPLES, AudioLMProcessor
+from audiolm_utils.models.log_mel import MAX_SAMPLES
+from audiolm_utils.models.processing import AudioLMProcessor
 from audiolm_utils.models.projector import ProjectorConfig, num_audio_tokens
 from tests import tiny
 

@@ -22,14 +22,7 @@ from audiolm_utils.data.sources import fetch_debian
 from audiolm_utils.data.wheels import Wheel, fetch_wheel
 from audiolm_utils.models import weights
 from audiolm_utils.models.ct2 import read_ct2, whisper_from_ct2
-from audiolm_utils.models.weights import (
-    POCKET,
-    PocketWeights,
-    all_minilm_l6_v2,
-    resolve,
-    smollm2_135m_instruct,
-    whisper_tiny_en,
-)
+from audiolm_utils.models.weights import POCKET, PocketWeights, resolve
 
 PROMPT = ("conf-getpin.wav", "Please enter the conference PIN number.")
 ENGLISH = (
@@ -131,7 +124,7 @@ def test_what_a_killed_build_left_is_removed_by_the_next(toy, empty_cache):
 
 @pytest.fixture(scope="module")
 def whisper() -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
-    folder = whisper_tiny_en()
+    folder = resolve("pocket:whisper-tiny.en")
     model, loading = WhisperForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values()), loading
     return model.eval(), WhisperProcessor.from_pretrained(folder)
@@ -210,7 +203,7 @@ def test_the_whisper_conversion_loses_nothing(whisper, ct2_folder):
 
 @pytest.mark.slow
 def test_the_whisper_folder_loads_through_the_auto_classes(whisper):
-    folder = whisper_tiny_en()
+    folder = resolve("pocket:whisper-tiny.en")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert isinstance(AutoProcessor.from_pretrained(folder), WhisperProcessor)
     assert tokenizer("hello world").input_ids == [50257, 50362, 31373, 995, 50256]
@@ -220,7 +213,7 @@ def test_the_whisper_folder_loads_through_the_auto_classes(whisper):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    folder = smollm2_135m_instruct()
+    folder = resolve("pocket:smollm2-135m-instruct")
     model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values()), loading
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -274,7 +267,7 @@ def test_the_smollm2_tokenizer_is_lossless_and_keeps_its_special_tokens(smollm2)
 
 @pytest.mark.slow
 def test_the_minilm_conversion_loses_nothing(tmp_path):
-    folder = all_minilm_l6_v2()
+    folder = resolve("pocket:all-minilm-l6-v2")
     model, loading = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values()), loading
     with zipfile.ZipFile(fetch_wheel(POCKET["all-minilm-l6-v2"].wheel)) as archive:
@@ -287,7 +280,7 @@ def test_the_minilm_conversion_loses_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_the_minilm_tokenizer_cuts_where_its_model_card_does():
-    tokenizer = AutoTokenizer.from_pretrained(all_minilm_l6_v2())
+    tokenizer = AutoTokenizer.from_pretrained(resolve("pocket:all-minilm-l6-v2"))
     assert tokenizer("A Café bell!").input_ids == [101, 1037, 7668, 4330, 999, 102]
     batch = tokenizer(["bell " * 300, "bell"], padding=True, truncation=True)
     assert [len(row) for row in batch.input_ids] == [256, 256]

@@ -10,13 +10,13 @@ from audiolm_utils.study.distillation import (
     EXPERIMENT,
     ROUNDS,
     Round,
-    only,
     run_student,
     start_recipe,
     student_recipe,
 )
 from audiolm_utils.study.ladder import run_folder, train_listener
 from audiolm_utils.study.mixture_training import MIXTURE, model_recipe
+from audiolm_utils.study.paired import only
 from audiolm_utils.study.results import read_result, read_samples, result_path
 from tests.study.conftest import QUIET
 
@@ -67,7 +67,7 @@ def test_a_student_starts_from_its_rungs_reading_and_answers_every_test(base, le
 
 def test_only_keeps_the_arms_asked_for():
     samples = [{"id": "a", "answers": {"10 layers, KL": ["x"], "20 layers, KL": ["y"]}}]
-    assert only(samples, "10 layers, ") == [{"id": "a", "answers": {"10 layers, KL": ["x"]}}]
+    assert only(samples, ["10 layers, KL"]) == [{"id": "a", "answers": {"10 layers, KL": ["x"]}}]
     assert len(samples[0]["answers"]) == 2
 
 

@@ -22,8 +22,7 @@ def test_a_clip_gives_the_first_tokens_logits(name):
 
 
 def test_the_row_is_measured_once_and_meets_its_targets_of_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
-    monkeypatch.setattr(final_full_size, "result_path", lambda recipe: tmp_path / "row.json")
+    monkeypatch.setattr(results, "result_path", lambda recipe: tmp_path / "row.json")
     monkeypatch.setattr(final_full_size, "write_result", lambda recipe, row, samples: written.append((row, samples)))
     monkeypatch.setattr(final_full_size, "REPEATS", 1)
     written = []

@@ -14,7 +14,7 @@ from audiolm_utils.evaluation.probe import LabelledClip
 from audiolm_utils.models.audio_encoders import load_audio_encoder
 from audiolm_utils.models.fbank import FbankConfig, kaldi_fbank
 from audiolm_utils.models.weights import TRAINED_HERE
-from audiolm_utils.study import mini_encoders
+from audiolm_utils.study import mini_encoders, results
 from audiolm_utils.study.mini_encoders import MINI_ENCODERS, export, run_or_load_mini_encoders
 from audiolm_utils.study.results import read_result, read_samples, result_path
 from audiolm_utils.training import pretrain_stages
@@ -41,7 +41,6 @@ def tiny(empty_cache, monkeypatch, tmp_path) -> list[AudioItem]:
         write_wav(cache_dir() / item.path, rng.uniform(-0.5, 0.5, 8000))
         items.append(item)
     clips = [LabelledClip(cache_dir() / f"{n % 4}.wav", "ab"[n % 2], n // 2 + 1, str(n)) for n in range(10)]
-    results = tmp_path / "results"
     monkeypatch.setattr(mini_encoders, "MINI_ENCODERS", TINY)
     monkeypatch.setattr("audiolm_utils.evaluation.probe.PENALTIES", (0.1,))
     monkeypatch.setattr(mini_encoders, "corpus_items", lambda: items)
@@ -49,11 +48,7 @@ def tiny(empty_cache, monkeypatch, tmp_path) -> list[AudioItem]:
     monkeypatch.setattr(mini_encoders, "TRAINED_HERE", tmp_path / "encoders")
     monkeypatch.setattr(pretrain_stages, "NUM_CENTRES", 4)
     monkeypatch.setattr(pretrain_stages, "CENTRES_FROM", 4)
-    monkeypatch.setattr(mini_encoders, "result_path", lambda recipe: result_path(recipe, results))
-    write = mini_encoders.write_result
-    monkeypatch.setattr(
-        mini_encoders, "write_result", lambda recipe, row, samples: write(recipe, row, samples, results)
-    )
+    monkeypatch.setattr(results, "result_path", lambda recipe, folder=None: result_path(recipe, tmp_path / "results"))
     monkeypatch.setattr(
         mini_encoders,
         "load_audio_encoder",

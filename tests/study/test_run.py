@@ -21,6 +21,14 @@ def test_an_unknown_recipe_is_named_with_the_known_ones():
         run.get_recipe("pocket-slow")
 
 
+def test_a_recipe_without_a_row_is_not_evaluated_and_its_command_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "result_path", lambda recipe: result_path(recipe, tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"pocket-quick.json is absent: train it .* study pocket-quick"):
+        run.evaluate_recipe("pocket-quick")
+    with pytest.raises(ValueError, match="others of its kind: `study final`"):
+        run.evaluate_recipe("ours")
+
+
 def test_shipped_adapters_name_no_folder_of_the_machine_that_made_them():
     adapters = sorted(run.ADAPTERS.glob("*/config.json"))
     assert adapters and not [path for path in adapters if '"/' in path.read_text(encoding="utf-8")]

@@ -145,6 +145,16 @@ def test_bad_arrays_are_refused_by_key(tmp_path, array, message):
     assert list(cache) == ["good"]
 
 
+def test_a_refused_batch_leaves_no_width(tmp_path):
+    cache = FeatureCache(tmp_path, HASH)
+    with pytest.raises(ValueError, match="'k' has NaN"):
+        cache.add_batch({"wide": features(0, dim=9), "k": np.full((2, 9), np.nan)})
+    with pytest.raises(ValueError, match=r"dims \[4, 9\]"):
+        cache.add_batch({"wide": features(0, dim=9), "narrow": features(0)})
+    cache.add("good", features(0))
+    assert list(cache) == ["good"] and cache.dim == DIM
+
+
 @pytest.mark.parametrize("flush_first", [False, True])
 def test_a_key_held_keeps_its_array_and_refuses_another_length(tmp_path, flush_first):
     cache = FeatureCache(tmp_path, HASH)
