@@ -48,10 +48,9 @@ def items_frame(items: Sequence[AudioItem] | AnnotationTable) -> pd.DataFrame:
 def read_data(path: Path | str) -> pd.DataFrame:
     """Return the rows of an annotation JSON, of a manifest, or of a folder of them, with a column `stage`.
 
-    The stage is the file's name without its split. A file named after a split, in a word of `SPLIT_WORDS`, gives it to
-    rows of the published format, which have none, and any other file "train". In a folder the `stage*` files are read,
-    else its manifest, else all its JSON. Raises `AnnotationError` where there is none, or a name says more than one
-    split, and what `read_annotation_table` raises.
+    The stage is the file's name without its split. A name with a word of `SPLIT_WORDS` gives it to rows of the
+    published format, which have none; without one they are "train". In a folder the `stage*` files are read, else its
+    manifest, else all its JSON. Raises `AnnotationError` where there is none or a name says two splits.
     """
     path = Path(path)
     found = (sorted(file for pattern in patterns for file in path.glob(pattern)) for patterns in DATA_FILES)
