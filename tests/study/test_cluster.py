@@ -142,14 +142,24 @@ def test_two_machines_of_which_one_dies_give_what_one_process_gives(tmp_path, re
 
 
 @pytest.mark.slow
-def test_what_one_call_raises_comes_after_the_rows_of_the_others(monkeypatch, empty_cache):
+@pytest.mark.parametrize(
+    ("bad", "kind", "said"),
+    [
+        (("builtins:int", ("x",), {}), "ValueError", "invalid literal for int"),
+        (("os:_exit", (1,), {}), "WorkerCrashedError", "worker died unexpectedly"),
+    ],
+    ids=["error", "death"],
+)
+def test_what_one_call_raises_comes_after_the_rows_of_the_others(monkeypatch, empty_cache, bad, kind, said):
     pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[cluster]'")
     sessions = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     monkeypatch.setenv("RAY_TMPDIR", sessions)
-    rows = cluster.run_on_ray({"bad": ("builtins:int", ("x",), {}), "good": ("builtins:dict", (), {"a": 1})}, "local")
+    monkeypatch.setattr(cluster, "RETRIES", 1)
+    rows = cluster.run_on_ray({"bad": bad, "good": ("builtins:dict", (), {"a": 1})}, "local")
     assert next(rows) == {"a": 1}
-    with pytest.raises(ValueError, match="invalid literal for int"):
+    with pytest.raises(Exception, match=said) as raised:
         next(rows)
+    assert type(raised.value).__name__ == kind
     assert not list(empty_cache.glob(".shared-*"))
     shutil.rmtree(sessions, ignore_errors=True)
 
